@@ -1,0 +1,1 @@
+"""The router: the entry for tasks, which splits traffic between V1 and V2."""
