@@ -5,6 +5,7 @@ Elsewhere (containers, other init systems) it is a folder ``cfn-lab/LAB_ID/HOST`
 each hierarchy that systemd inside the host uses.
 """
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -111,6 +112,27 @@ def kill_all(directories: list[Path]) -> bool:
             any_left = True
             proc.kill(pid, began)
     return any_left
+
+
+def make(directories: list[Path]) -> None:
+    """Make these cgroups. Another lab may be removing the parent they share at the same moment."""
+    for directory in directories:
+        for attempts_left in (2, 1, 0):
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                break
+            except FileNotFoundError:
+                if not attempts_left:
+                    raise
+
+
+def remove_lab(layout: Layout, lab_id: str) -> None:
+    """Remove what is left of a lab's cgroups, and the folder of all labs if this was the last."""
+    directories = layout.lab_dirs(lab_id)
+    remove(directories)
+    for directory in directories:
+        with contextlib.suppress(OSError):  # another lab is in it, or it is gone
+            directory.parent.rmdir()
 
 
 def remove(directories: list[Path], *, timeout_s: float = 5) -> None:

@@ -78,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.umask(0o022)
     try:
         return _command(arguments)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; nothing may be printed any more, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return error.exit_code
@@ -97,7 +101,7 @@ def _command(arguments: argparse.Namespace) -> int:
     if needs:
         raise LabError(doctor.report(needs))
     # Only now: these need PyYAML, and doctor must run without it.
-    from lab import commands, state  # noqa: PLC0415
+    from lab import commands, state
 
     where = state.paths(getattr(arguments, "name", "demo"))
     run: dict[str, Callable[[], tuple[Any, str]]] = {
@@ -111,7 +115,7 @@ def _command(arguments: argparse.Namespace) -> int:
     if arguments.command == "sh":
         return commands.sh(where, arguments.host, arguments.remote)
     result, text = run[arguments.command]()
-    print(json.dumps(result) if arguments.json else text)
+    print(json.dumps(result) if arguments.json else text, flush=True)
     return 0
 
 

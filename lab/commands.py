@@ -20,9 +20,7 @@ from lab.state import HostState, LabState, Paths
 Result = tuple[dict[str, Any], str]
 
 
-def up(
-    where: Paths, spec: Path | None, inventory_dir: Path | None, molecule: Path | None
-) -> Result:
+def up(where: Paths, spec: Path | None, inventory_dir: Path | None, molecule: Path | None) -> Result:
     """``lab up``."""
     outputs: list[tuple[str, str]] = []
     if inventory_dir is not None:
@@ -72,7 +70,7 @@ def sh(where: Paths, name: str, words: Sequence[str]) -> int:
     if words:
         argv.append(ssh.remote_command(words))
     sys.stdout.flush()
-    os.execvp(argv[0], argv)
+    os.execvp(argv[0], argv)  # noqa: S606 an argv list; no shell is wanted
 
 
 def off(where: Paths, name: str) -> Result:

@@ -40,6 +40,7 @@ def down(where: Paths, *, images: bool, progress: Progress) -> Removed:
                 waiting=lambda: progress.waiting("another command works on this lab")):  # fmt: skip
         removed = _remove_all(where, progress)
         where.lock.unlink(missing_ok=True)
+    image.remove_unfinished(where.cache_root)
     gone: list[str] = []
     kept: list[str] = []
     if images:
@@ -49,9 +50,7 @@ def down(where: Paths, *, images: bool, progress: Progress) -> Removed:
         for name in kept:
             progress.step("image", f"{name} kept: another lab uses it")
     hosts, bridge, files = removed
-    return Removed(
-        hosts=hosts, bridge=bridge, files=files, images=tuple(gone), images_kept=tuple(kept)
-    )
+    return Removed(hosts=hosts, bridge=bridge, files=files, images=tuple(gone), images_kept=tuple(kept))
 
 
 def rm(where: Paths, lab: LabState, name: str, layout: cgroup.Layout) -> LabState:
@@ -62,9 +61,7 @@ def rm(where: Paths, lab: LabState, name: str, layout: cgroup.Layout) -> LabStat
     return lab
 
 
-def _remove_all(
-    where: Paths, progress: Progress
-) -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
+def _remove_all(where: Paths, progress: Progress) -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
     layout = cgroup.detect()
     lab_id = where.lab_id
     try:
@@ -79,7 +76,7 @@ def _remove_all(
     for name in sorted(found):
         host.remove(where, name, layout)
         progress.step(name, "removed")
-    cgroup.remove(layout.lab_dirs(lab_id))
+    cgroup.remove_lab(layout, lab_id)
     for mount in mounts_below(Path("/proc/self/mountinfo").read_text(), where.lab):
         run(["umount", "--lazy", str(mount)])
     bridge = bridge_name(lab_id)
@@ -95,9 +92,7 @@ def _remove_all(
 
 def mounts_below(mountinfo: str, folder: Path) -> list[Path]:
     """The mount points in and below *folder*, innermost first, from /proc/self/mountinfo: pure."""
-    points = [
-        Path(line.split()[4].replace("\\040", " ")) for line in mountinfo.splitlines() if line
-    ]
+    points = [Path(line.split()[4].replace("\\040", " ")) for line in mountinfo.splitlines() if line]
     inside = [point for point in points if point.is_relative_to(folder)]
     return sorted(inside, key=lambda point: len(point.parts), reverse=True)
 

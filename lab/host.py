@@ -75,9 +75,7 @@ def start(where: Paths, host: HostState, layout: cgroup.Layout) -> None:
             f"{host.name} was made from the image {host.image}, which is no longer in "
             f"{where.cache_root}: `lab rm {host.name}`, then `lab up`"
         )
-    (folder / keeper.LAUNCH).write_text(
-        nspawn.launch_file(where.lab_id, host, folder, image_dir, layout)
-    )
+    (folder / keeper.LAUNCH).write_text(nspawn.launch_file(where.lab_id, host, folder, image_dir, layout))
     package_root = str(Path(lab.__file__).resolve().parent.parent)
     with (folder / "console.log").open("a") as console:
         subprocess.Popen(

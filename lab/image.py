@@ -128,6 +128,15 @@ def _finish(root: Path) -> None:
     run(["systemctl", f"--root={root}", "set-default", "multi-user.target"])
 
 
+def remove_unfinished(cache_root: Path) -> None:
+    """Remove what an interrupted build left; a build that is still going on is left alone."""
+    for path in cache_root.glob("*.building"):
+        lock = try_lock(path.with_suffix(".lock"))
+        if lock is not None:
+            remove_tree(path)
+            os.close(lock)
+
+
 def remove_unused(cache_root: Path, needed: set[str]) -> tuple[list[str], list[str]]:
     """Remove the cached images; returns the hashes removed and those kept because in use.
 

@@ -70,8 +70,9 @@ def check_output(lab: str, path: Path) -> None:
         )
 
 
-def write_outputs(where: Paths, state: LabState) -> None:
-    """Write every file that was asked for, each in one step."""
+def write_outputs(where: Paths, state: LabState) -> list[str]:
+    """Write every file that was asked for, each in one step; returns those that changed."""
+    changed: list[str] = []
     hosts = list(state.hosts.values())
     for kind, name in state.outputs:
         text = (
@@ -85,6 +86,8 @@ def write_outputs(where: Paths, state: LabState) -> None:
         if not path.exists() or path.read_text() != text:
             # Names no secret, only where the key is; the key itself is root's.
             write_atomic(path, text, mode=0o644)
+            changed.append(name)
+    return changed
 
 
 def remove_outputs(state: LabState) -> list[str]:

@@ -12,11 +12,11 @@ is in console.log).
 import fcntl
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from lab import cgroup
 from lab.errors import LabError
 from lab.locks import try_lock
 from lab.proc import run, start_time
@@ -42,6 +42,7 @@ def main(host_dir: Path) -> int:
         return 0
     os.truncate(lock, 0)
     os.write(lock, f"{os.getpid()} {start_time(os.getpid())}\n".encode())
+    os.set_inheritable(lock, True)  # nspawn holds it too
     launch: dict[str, Any] = json.loads((host_dir / LAUNCH).read_text())
     cgroups = [Path(path) for path in launch["cgroups"]]
     image_dir = Path(launch["image_dir"])
@@ -51,30 +52,34 @@ def main(host_dir: Path) -> int:
     options = overlay_options(image_dir / "root", host_dir)
     run(["mount", "-t", "overlay", "-o", options, "overlay", str(host_dir / "root")])
     while True:
-        for path in cgroups:
-            path.mkdir(parents=True, exist_ok=True)
-        host = subprocess.Popen(
-            launch["argv"],
-            stdin=subprocess.DEVNULL,
-            pass_fds=(lock,),
-            # Safe here: this process has a single thread.
-            preexec_fn=lambda: _enter(cgroups),
-        )
-        code = host.wait()
+        cgroup.make(cgroups)
+        code = _run_in(cgroups, launch["argv"])
         print(f"lab: nspawn ended with {code}", flush=True)
         if code != REBOOT:
             return 0
 
 
-def _enter(cgroups: list[Path]) -> None:
-    """Move this process into *cgroups*, before it becomes nspawn."""
-    for path in cgroups:
-        (path / "cgroup.procs").write_text("0")
+def _run_in(cgroups: list[Path], argv: list[str]) -> int:
+    """Run *argv* in *cgroups* and return its exit code (negative: the signal that ended it).
+
+    Enters them before it becomes nspawn, so no process of the host is ever outside.
+    """
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for path in cgroups:
+                (path / "cgroup.procs").write_text("0")
+            os.execvp(argv[0], argv)  # noqa: S606 an argv list; no shell is wanted
+        except OSError as error:
+            print(f"lab: cannot start {argv[0]}: {error}", flush=True)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(Path(sys.argv[1])))
-    except (LabError, OSError, subprocess.SubprocessError) as failure:
+    except (LabError, OSError, ValueError, KeyError) as failure:
         print(f"lab: {failure}", flush=True)
         sys.exit(1)

@@ -45,9 +45,7 @@ def scoped(argv: list[str], lab_id: str, host: str) -> list[str]:
     ]  # fmt: skip
 
 
-def launch_file(
-    lab_id: str, host: HostState, host_dir: Path, image_dir: Path, layout: cgroup.Layout
-) -> str:
+def launch_file(lab_id: str, host: HostState, host_dir: Path, image_dir: Path, layout: cgroup.Layout) -> str:
     """What keeper.py needs to run the host, as JSON."""
     command = argv(lab_id, host, host_dir / "root")
     dirs = layout.host_dirs(lab_id, host.name)

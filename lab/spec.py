@@ -75,9 +75,7 @@ def parse(text: str, source: str) -> tuple[HostSpec, ...]:
     return tuple(hosts)
 
 
-def cap_nofile(
-    hosts: tuple[HostSpec, ...], machine_limit: int
-) -> tuple[tuple[HostSpec, ...], list[str]]:
+def cap_nofile(hosts: tuple[HostSpec, ...], machine_limit: int) -> tuple[tuple[HostSpec, ...], list[str]]:
     """Lower each ``nofile`` to what this machine allows; the hosts, and a note for each change."""
     notes = [
         f"{host.name}: nofile {host.nofile} is above this machine's own hard limit "
@@ -125,9 +123,7 @@ def _groups(value: object, where: str) -> tuple[str, ...]:
 
 def _integer(value: object, where: str, allowed: range) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
-        raise SpecError(
-            f"{where}: found {value!r}, need a whole number from {allowed[0]} to {allowed[-1]}"
-        )
+        raise SpecError(f"{where}: found {value!r}, need a whole number from {allowed[0]} to {allowed[-1]}")
     return value
 
 

@@ -40,9 +40,7 @@ def up(
         if former is None and wanted is None:
             wanted = _read_spec(DEMO_SPEC, progress)
         image_hash = image.ensure(where.cache_root, progress)
-        statuses = {
-            name: host.status(where, name, layout) for name in (former.hosts if former else {})
-        }
+        statuses = {name: host.status(where, name, layout) for name in (former.hosts if former else {})}
         if former is not None:
             make_plan(former, wanted, statuses, image_hash)  # raises before anything is touched
         private_dir(where.lab)
@@ -55,8 +53,7 @@ def up(
         lab = replace(plan.state, outputs=tuple(merged))
         state.save(where, lab)
         actions = _converge(where, lab, plan, layout, progress)
-        inventory.write_outputs(where, lab)
-        for _, path in lab.outputs:
+        for path in inventory.write_outputs(where, lab):
             progress.step("written", path)
     return lab, actions
 
@@ -86,13 +83,18 @@ def start_and_wait(
                 raise LabError(_why_off(where, one.name))
 
     began = progress.seconds
-    ssh.wait_ready(
+    late = ssh.wait_ready(
         where,
         hosts,
         timeout_s=READY_TIMEOUT_S,
         tick=tick,
         ready=lambda one: progress.step(one.name, f"{done} ({one.address})"),
     )
+    if late:
+        raise LabError(
+            f"{', '.join(one.name for one in late)}: no ssh login within {READY_TIMEOUT_S} s; "
+            f"see the end of {where.host(late[0].name) / 'console.log'}"
+        )
 
 
 def _read_spec(path: Path, progress: Progress) -> tuple[spec.HostSpec, ...]:
@@ -134,15 +136,17 @@ def _converge(
         if action is Action.MAKE:
             host.make(where, lab.hosts[name])
     refresh(where, lab, layout)
-    for name, action in actions.items():
-        if action is Action.KEEP:
-            address = lab.hosts[name].address
-            if ssh.answers(where, address, timeout_s=HEALTHY_TIMEOUT_S):
-                progress.step(name, f"unchanged ({address})")
-            else:
-                progress.step(name, "runs, but no ssh login: turning it off and on")
-                host.power_cut(where, name, layout)
-                actions[name] = Action.RESTART
+    unwell = ssh.wait_ready(
+        where,
+        [lab.hosts[name] for name, action in actions.items() if action is Action.KEEP],
+        timeout_s=HEALTHY_TIMEOUT_S,
+        tick=lambda pending: progress.waiting(f"looking at {pending[0].name}"),
+        ready=lambda one: progress.step(one.name, f"unchanged ({one.address})"),
+    )
+    for one in unwell:
+        progress.step(one.name, "runs, but no ssh login: turning it off and on")
+        host.power_cut(where, one.name, layout)
+        actions[one.name] = Action.RESTART
     for action in (Action.MAKE, Action.START, Action.RESTART):
         chosen = [lab.hosts[name] for name, done in actions.items() if done is action]
         if chosen:
