@@ -21,11 +21,17 @@ import uuid
 from pathlib import Path
 
 import lab
-from lab import cgroup, hostfiles, image, keeper, nspawn, proc, ssh
+from lab import cgroup, hostfiles, image, keeper, names, nspawn, proc, ssh
 from lab.errors import LabError
 from lab.files import remove_tree
 from lab.locks import try_lock
 from lab.state import HostState, Paths
+
+# nspawn ends by itself once the host's process 1 has, and the keeper once nspawn has. Killed before
+# that they could not collect the exit status of what they started, and it would stay defunct.
+NSPAWN_GRACE_S = 1.0
+KEEPER_GRACE_S = 0.5
+PROPAGATE = Path("/run/systemd/nspawn/propagate")
 
 
 class Status(enum.Enum):
@@ -113,37 +119,37 @@ def keeper_alive(where: Paths, name: str) -> bool:
 
 
 def power_cut(where: Paths, name: str, layout: cgroup.Layout, *, timeout_s: float = 10) -> bool:
-    """Kill the host's process 1, and with it all of the host at once; its files stay.
+    """End the host at once, as a power cut does; its files stay.
 
-    Blocks until the last of its processes is gone, at most *timeout_s* seconds, then raises
-    LabError. Returns whether it was running.
-    """
-    pid = leader(where.lab_id, name, layout)
-    killed = pid is not None and proc.kill(pid, proc.start_time(pid))
-    return end(where, name, layout, timeout_s=timeout_s) or killed
-
-
-def end(where: Paths, name: str, layout: cgroup.Layout, *, timeout_s: float = 10) -> bool:
-    """End every process of the host and its keeper, whatever state they are in.
-
-    Only processes in the host's cgroup are touched, and the process that holds the keeper's lock.
-    Blocks at most *timeout_s* seconds, then raises LabError. Returns whether any was running.
+    Kills the host's process 1, and with it the kernel kills all others. Whatever is left then, or
+    was on the way up, is killed too: only processes in the host's cgroup, and the process that
+    holds the keeper's lock. Blocks until the last is gone, at most *timeout_s* seconds, then raises
+    LabError. Returns whether any was running.
     """
     directories = layout.host_dirs(where.lab_id, name)
     lock_file = where.host(name) / keeper.LOCK
-    deadline = time.monotonic() + timeout_s
+    began = quiet_since = time.monotonic()
     ended = False
     while True:
-        killed = cgroup.kill_all(directories)
+        now = time.monotonic()
+        pid = leader(where.lab_id, name, layout)
+        if pid is not None and proc.kill(pid, proc.start_time(pid)):
+            busy = True
+        elif ended and now - began < NSPAWN_GRACE_S:
+            busy = bool(cgroup.processes(directories))
+        else:
+            busy = cgroup.kill_all(directories)
         lock = try_lock(lock_file) if lock_file.parent.is_dir() else -1
-        if lock is not None and not killed:
+        if lock is not None and not busy:
             break
         if lock is not None and lock >= 0:
             os.close(lock)
-        if lock is None:
-            _kill_keeper(lock_file)
         ended = True
-        if time.monotonic() > deadline:
+        if busy:
+            quiet_since = now
+        elif now - quiet_since > KEEPER_GRACE_S:
+            _kill_keeper(lock_file)
+        if now - began > timeout_s:
             raise LabError(
                 f"{name} does not end: processes "
                 f"{sorted(cgroup.processes(directories)) or '(none in its cgroup)'}"
@@ -165,9 +171,11 @@ def _kill_keeper(lock_file: Path) -> None:
 
 def remove(where: Paths, name: str, layout: cgroup.Layout) -> None:
     """End the host and remove all that is left of it."""
-    end(where, name, layout)
+    power_cut(where, name, layout)
     remove_tree(where.host(name))
     remove_tree(where.hosts / f"{name}.building")
+    # nspawn makes this folder for every machine and leaves it.
+    remove_tree(PROPAGATE / names.machine_name(where.lab_id, name))
 
 
 def write_etc_hosts(where: Paths, name: str, hosts: list[HostState], layout: cgroup.Layout) -> None:
