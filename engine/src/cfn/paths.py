@@ -51,6 +51,11 @@ class Paths:
         return self.run / "router.sock"
 
     @property
+    def v1_command(self) -> Path:
+        """The built-in V1, unless the configuration names another."""
+        return self.root / "opt/cfn-v1/bin/coordinate"
+
+    @property
     def shm(self) -> Path:
         """The engine's part of tmpfs: journals, results, inboxes, latest metrics."""
         return self.root / "dev/shm/cfn"

@@ -1,0 +1,150 @@
+"""The router's decisions, without any I/O: where a task goes, whether V1 is called in and for which
+agents, and how the parts become one answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Literal
+
+from cfn.config import Config
+from cfn.coordination import AgentResult, AgentState, Coordination
+from cfn.router.split import Version, bucket, ordered_version
+
+Reason = Literal["split", "over_capacity"]
+Fallback = Literal["error", "time", "delivery"]
+Served = Literal["v1", "v2", "both", "none"]
+Outcome = Literal["done", "partial", "failed", "refused"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Where the split sends a task."""
+
+    bucket: int
+    ordered: Version
+    reason: Reason
+
+
+def route(config: Config, task_id: str, agents: int) -> Route:
+    """The split; a request larger than the stage allows goes to V1, outside it."""
+    task_bucket = bucket(config.split_key, task_id)
+    if agents > config.max_agents:
+        return Route(bucket=task_bucket, ordered="v1", reason="over_capacity")
+    version: Version = "v2" if config.coordination_version == "v2" else "v1"
+    ordered = ordered_version(version, config.traffic_pct, task_bucket)
+    return Route(bucket=task_bucket, ordered=ordered, reason="split")
+
+
+class V2End(StrEnum):
+    """How V2's first part of a task ended."""
+
+    ANSWERED = "answered"  # every agent is final
+    NOT_ACCEPTED = "not_accepted"  # absent, or it refused: nothing was started, for certain
+    REVOKED = "revoked"  # out of time; what was unclaimed is undelivered, for certain
+    LOST = "lost"  # out of reach after the task was sent: nothing is certain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class V2Result:
+    """What V2 made of a task; `detail` says why, for people, unless it simply answered."""
+
+    end: V2End
+    coordination: Coordination
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Whether V1 is called in (`fallback` is not None) and for which agents."""
+
+    fallback: Fallback | None = None
+    agents: Sequence[str] = ()
+    whole: bool = False
+    detail: str = ""
+
+
+def decide(result: V2Result, config: Config, *, v1_takes_list: bool) -> Decision:
+    """V1 runs the agents that never started on V2, and no other: an agent that V2 claimed may have
+    had its effect. So a V2 that was slow but claimed everything reruns nothing."""
+    never_started = result.coordination.never_started
+    cause = _cause(result, config)
+    if not never_started or cause is None:
+        return Decision(detail=result.detail)
+    if not config.fallback_enabled:
+        return Decision(detail=_join(result.detail, "CFN_FALLBACK_ENABLED is false"))
+    whole = len(never_started) == result.coordination.agents
+    if not whole and not v1_takes_list:
+        return Decision(
+            detail=_join(result.detail, "V1 takes no list of agents and V2 started some: nothing is rerun")
+        )
+    return Decision(fallback=cause, agents=never_started, whole=whole, detail=result.detail)
+
+
+def _cause(result: V2Result, config: Config) -> Fallback | None:
+    if result.end is V2End.NOT_ACCEPTED:
+        return "error"
+    if result.end is V2End.REVOKED:
+        return "time"
+    if (
+        result.end is V2End.ANSWERED
+        and result.coordination.delivery_rate_pct < config.fallback_delivery_pct
+    ):
+        return "delivery"
+    return None
+
+
+def _join(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
+def served_by(ordered: Version, v2: Coordination | None, decision: Decision) -> Served:
+    """Which version did the work that the answer reports."""
+    if ordered == "v1" or v2 is None:
+        return "v1"
+    if decision.fallback is None:
+        return "v2"
+    return "v1" if decision.whole else "both"
+
+
+def merge(v2: Coordination, v1: Coordination, *, coordination_time_ms: float) -> Coordination:
+    """The caller's view: V1's result for each agent that V1 ran, V2's for the others."""
+    rescued = {result.agent: result for result in v1.results}
+    return replace(
+        v2,
+        coordination_time_ms=coordination_time_ms,
+        total_time_ms=coordination_time_ms,
+        results=tuple(rescued.get(result.agent, result) for result in v2.results),
+    )
+
+
+def outcome_of(coordination: Coordination) -> Outcome:
+    """`done` if every agent is done, `failed` if none is."""
+    done = coordination.count(AgentState.DONE)
+    if done == coordination.agents:
+        return "done"
+    return "partial" if done else "failed"
+
+
+def uniform(
+    task_id: str, agents: Sequence[str], state: AgentState, reason: str, *, elapsed_ms: float
+) -> Coordination:
+    """A coordination whose agents all stand alike."""
+    return Coordination(
+        task_id=task_id,
+        coordination_time_ms=elapsed_ms,
+        total_time_ms=elapsed_ms,
+        results=tuple(AgentResult(agent=agent, state=state, reason=reason) for agent in agents),
+    )
+
+
+def settle(coordination: Coordination, reason: str) -> Coordination:
+    """Nothing more will be heard of this task: what is not final is unknown."""
+    return replace(
+        coordination,
+        results=tuple(
+            replace(result, state=AgentState.UNKNOWN, reason=reason)
+            if result.state in (AgentState.WAITING, AgentState.RUNNING)
+            else result
+            for result in coordination.results
+        ),
+    )
