@@ -263,6 +263,24 @@ def test_down_needs_no_state_file(tmp_path: Path, shared: Lab) -> None:
     assert lab.leftovers() == []
 
 
+def test_down_finds_a_process_by_its_cgroup_alone(tmp_path: Path) -> None:
+    lab = new_lab(tmp_path)
+    layout = cgroup.detect()
+    if layout.systemd:
+        pytest.skip("systemd makes the cgroups here")
+    stray = subprocess.Popen(["sleep", "60"])
+    directories = layout.host_dirs(lab.lab_id, "plain")
+    cgroup.make(directories)
+    (directories[0] / "cgroup.procs").write_text(str(stray.pid))
+    try:
+        lab.run("down")
+        assert stray.wait(timeout=5) == -signal.SIGKILL
+    finally:
+        stray.kill()
+        stray.wait()
+    assert lab.leftovers() == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_image_build_leaves_nothing(tmp_path: Path, number: int) -> None:
     lab = Lab(name="tbuild", folder=tmp_path, cache=str(tmp_path / "cache"))
