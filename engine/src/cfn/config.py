@@ -189,16 +189,18 @@ def check(text: str, *, source: str = "config.sh") -> Config:
     return parsed.config
 
 
+_REFUSED = {"$": "a dollar sign", "`": "a backtick", "\\": "a backslash"}
+
+
 def _read_line(line: str, where: str) -> tuple[str, str]:
-    for character, word in (("$", "a dollar sign"), ("`", "a backtick"), ("\\", "a backslash")):
-        if character in line.split("#", 1)[0]:
-            raise ConfigError(f"{where}: {word} is refused; values are plain text, nothing is expanded")
     match = _LINE.fullmatch(line)
+    # Without a match there is no telling where a comment begins: any refused character is named.
+    value = line if match is None else next(part for part in match.group(2, 3, 4) if part is not None)
+    for character, word in _REFUSED.items():
+        if character in value:
+            raise ConfigError(f"{where}: {word} is refused; values are plain text, nothing is expanded")
     if match is None:
         raise ConfigError(f'{where}: {line!r} is not a line of the form KEY="value"')
-    value = match["double"] if match["double"] is not None else match["single"]
-    if value is None:
-        value = match["plain"]
     if '"' in value or "'" in value or not value.isprintable():
         raise ConfigError(f"{where}: quotes and control characters are refused inside a value")
     return match["name"], value

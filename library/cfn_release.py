@@ -1,0 +1,237 @@
+#!/usr/bin/python
+# Copyright: cfn-rollout contributors. Apache-2.0, see LICENSE
+"""Install one release of the engine on a host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: cfn_release
+short_description: Install one release of the engine, verified file by file
+description:
+  - Unpacks an artifact into its immutable release folder, creates the account and the directories
+    that it declares, installs its units and makes it the release in force by an atomic switch.
+  - Compares everything with the release's manifest, whose digest is part of the version, so that
+    drift in any file, unit, owner or mode is reported and repaired.
+  - Uses no network. Restarts nothing; C(changed_parts) tells the caller what to reload.
+options:
+  version:
+    description: The release's version, as the build printed it.
+    type: str
+    required: true
+  archive:
+    description: Path of the artifact on the host.
+    type: path
+    required: true
+  keep:
+    description: How many releases stay installed, the one in force and its predecessor included.
+    type: int
+    default: 3
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+author:
+  - cfn-rollout contributors
+"""
+
+EXAMPLES = r"""
+- name: Install the release
+  cfn_release:
+    version: 0.1.0-0123456789ab
+    archive: /opt/cfn/archives/cfn-0.1.0-0123456789ab.tar.gz
+"""
+
+RETURN = r"""
+version:
+  description: The release that is in force after this task.
+  returned: always
+  type: str
+previous:
+  description: The release that was in force before, empty if none was.
+  returned: always
+  type: str
+changed_parts:
+  description: What was changed, out of release, account, directory, unit and link.
+  returned: always
+  type: list
+  elements: str
+differences:
+  description: Each thing that was not as it should be.
+  returned: always
+  type: list
+  elements: dict
+"""
+
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.release_tree import (
+    COMMANDS,
+    CURRENT,
+    OPT,
+    UNITS,
+    Difference,
+    account_differences,
+    copy_differences,
+    directory_differences,
+    link_difference,
+    parse_tmpfiles,
+    release_differences,
+    version_digest,
+)
+
+
+def find_differences(version: str) -> list[Difference]:
+    """Everything on this host that is not as the release wants it. Only reads."""
+    folder = OPT / "releases" / version
+    found = list(release_differences(folder, version))
+    found += account_differences("cfn")
+    if not any(difference.path == str(folder) for difference in found):
+        found += directory_differences(parse_tmpfiles((folder / "tmpfiles.d/cfn.conf").read_text()))
+        found += copy_differences(folder / "systemd", UNITS, "unit")
+        found += copy_differences(folder / "tmpfiles.d", Path("/etc/tmpfiles.d"), "directory")
+        found += copy_differences(folder / "sysusers.d", Path("/etc/sysusers.d"), "account")
+    found += link_difference(CURRENT, f"releases/{version}")
+    found += link_difference(COMMANDS, str(CURRENT / "bin"))
+    return found
+
+
+def unpack(archive: Path, version: str) -> None:
+    """Put the release folder in place in one step, verified first. Raises ValueError, OSError."""
+    releases = OPT / "releases"
+    releases.mkdir(mode=0o755, parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".unpack-", dir=releases))
+    try:
+        with tarfile.open(archive) as tar:
+            extract(tar, scratch)
+        scratch.chmod(0o755)
+        wrong = list(release_differences(scratch, version))
+        if wrong:
+            raise ValueError(
+                f"the archive is damaged: {wrong[0].path}: {wrong[0].found}, not {wrong[0].wanted}"
+            )
+        target = releases / version
+        if target.exists():
+            target.rename(scratch.with_name(f"{scratch.name}-replaced"))
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch.with_name(f"{scratch.name}-replaced"), ignore_errors=True)
+
+
+def extract(tar: tarfile.TarFile, target: Path) -> None:
+    """Unpack plain files and folders that stay inside `target`; anything else is refused."""
+    for member in tar.getmembers():
+        inside = not member.name.startswith("/") and ".." not in Path(member.name).parts
+        if not inside or not (member.isreg() or member.isdir()):
+            raise ValueError(f"member {member.name!r} is refused")
+    tar.extractall(target)  # noqa: S202 - every member was checked just above
+
+
+def install_copies(source: Path, target: Path) -> None:
+    """Copy each file of `source` to `target`, root's own and readable by all, each in one step."""
+    target.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        temporary = target / f".{file.name}.new"
+        temporary.write_bytes(file.read_bytes())
+        temporary.chmod(0o644)
+        os.chown(temporary, 0, 0)
+        temporary.replace(target / file.name)
+
+
+def switch(link: Path, target: str) -> None:
+    """Point a link elsewhere in one step."""
+    temporary = link.with_name(f".{link.name}.new")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
+def apply(version: str, archive: Path, parts: set[str]) -> None:
+    """Mend the given parts, in an order that never leaves a link to something incomplete."""
+    folder = OPT / "releases" / version
+    if "release" in parts:
+        unpack(archive, version)
+    install_copies(folder / "sysusers.d", Path("/etc/sysusers.d"))
+    subprocess.run(["systemd-sysusers", "/etc/sysusers.d/cfn.conf"], check=True, capture_output=True)
+    install_copies(folder / "tmpfiles.d", Path("/etc/tmpfiles.d"))
+    subprocess.run(
+        ["systemd-tmpfiles", "--create", "/etc/tmpfiles.d/cfn.conf"], check=True, capture_output=True
+    )
+    install_copies(folder / "systemd", UNITS)
+    switch(CURRENT, f"releases/{version}")
+    switch(COMMANDS, str(CURRENT / "bin"))
+
+
+def prune(keep: int, in_force: str, previous: str) -> None:
+    """Remove the oldest releases beyond `keep`; never the one in force or its predecessor."""
+    releases = sorted((OPT / "releases").glob("[!.]*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    spare = [path for path in releases if path.name not in (in_force, previous)]
+    for path in spare[max(0, keep - 2) :]:
+        shutil.rmtree(path)
+
+
+def lines(differences: list[Difference], side: str) -> Iterator[str]:
+    """One side of the diff that is shown."""
+    for difference in differences:
+        yield f"{difference.path}: {getattr(difference, side)}\n"
+
+
+def main() -> None:
+    """Compare, show the difference, apply it."""
+    module = AnsibleModule(
+        argument_spec={
+            "version": {"type": "str", "required": True},
+            "archive": {"type": "path", "required": True},
+            "keep": {"type": "int", "default": 3},
+        },
+        supports_check_mode=True,
+    )
+    version: str = module.params["version"]
+    archive = Path(module.params["archive"])
+    try:
+        version_digest(version)
+    except ValueError as error:
+        module.fail_json(msg=str(error))
+    previous = CURRENT.readlink().name if CURRENT.is_symlink() else ""
+    differences = find_differences(version)
+    result = {
+        "changed": bool(differences),
+        "version": version,
+        "previous": previous,
+        "changed_parts": sorted({difference.part for difference in differences}),
+        "differences": [vars(difference) for difference in differences],
+        "diff": {
+            "before": "".join(lines(differences, "found")),
+            "after": "".join(lines(differences, "wanted")),
+        },
+    }
+    if not differences or module.check_mode:
+        module.exit_json(**result)
+    try:
+        apply(version, archive, {difference.part for difference in differences})
+        prune(module.params["keep"], version, previous)
+    except (OSError, ValueError, tarfile.TarError, subprocess.CalledProcessError) as error:
+        module.fail_json(
+            msg=f"release {version} could not be installed from {archive}: {error}; "
+            "the release in force before is untouched unless the link had moved already",
+            **result,
+        )
+    left = find_differences(version)
+    if left:
+        module.fail_json(
+            msg=f"{left[0].path} is still {left[0].found}, not {left[0].wanted}, after the installation",
+            **result,
+        )
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
