@@ -85,10 +85,7 @@ def _cause(result: V2Result, config: Config) -> Fallback | None:
         return "error"
     if result.end is V2End.REVOKED:
         return "time"
-    if (
-        result.end is V2End.ANSWERED
-        and result.coordination.delivery_rate_pct < config.fallback_delivery_pct
-    ):
+    if result.end is V2End.ANSWERED and result.coordination.delivery_rate_pct < config.fallback_delivery_pct:
         return "delivery"
     return None
 
@@ -97,22 +94,22 @@ def _join(*parts: str) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def served_by(ordered: Version, v2: Coordination | None, decision: Decision) -> Served:
-    """Which version did the work that the answer reports."""
-    if ordered == "v1" or v2 is None:
-        return "v1"
-    if decision.fallback is None:
-        return "v2"
-    return "v1" if decision.whole else "both"
+def served_by(result: V2Result, decision: Decision, *, v1_ran: bool) -> Served:
+    """Which version did the work that the answer to a V2 task reports."""
+    v2_ran = result.end is not V2End.NOT_ACCEPTED and not decision.whole
+    if v1_ran:
+        return "both" if v2_ran else "v1"
+    return "v2" if v2_ran else "none"
 
 
-def merge(v2: Coordination, v1: Coordination, *, coordination_time_ms: float) -> Coordination:
-    """The caller's view: V1's result for each agent that V1 ran, V2's for the others."""
+def merge(v2: Coordination, v1: Coordination) -> Coordination:
+    """The caller's view: V1's result for each agent that V1 ran, V2's for the others, and the later
+    of the two ends. Both times count from the request."""
     rescued = {result.agent: result for result in v1.results}
     return replace(
         v2,
-        coordination_time_ms=coordination_time_ms,
-        total_time_ms=coordination_time_ms,
+        coordination_time_ms=max(v2.coordination_time_ms, v1.coordination_time_ms),
+        total_time_ms=max(v2.total_time_ms, v1.total_time_ms),
         results=tuple(rescued.get(result.agent, result) for result in v2.results),
     )
 

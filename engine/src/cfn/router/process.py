@@ -162,7 +162,9 @@ def _set_once(loop: asyncio.AbstractEventLoop, pidfd: int, exited: asyncio.Event
     exited.set()
 
 
-async def _until_exit(exited: asyncio.Event, ends_at: Callable[[], float], too_much: Callable[[], bool]) -> str:
+async def _until_exit(
+    exited: asyncio.Event, ends_at: Callable[[], float], too_much: Callable[[], bool]
+) -> str:
     """Wait for the end; returns why it has to be forced, or ""."""
     loop = asyncio.get_running_loop()
     while not exited.is_set():

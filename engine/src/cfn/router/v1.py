@@ -150,7 +150,9 @@ class V1:
             )
         now = loop.time()
         return V1Result(
-            coordination=_coordination(task_id, results, (acknowledged_s or now) - arrived_s, now - arrived_s),
+            coordination=_coordination(
+                task_id, results, (acknowledged_s or now) - arrived_s, now - arrived_s
+            ),
             problem=problem,
             ran=exit_code is not None,
         )

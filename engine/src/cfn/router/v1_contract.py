@@ -82,7 +82,11 @@ class V1Reading:
     def _from_last_line(self, rate_pct: float, coordinated: int) -> list[AgentResult]:
         """Only counts are known; which agents they are is not, and the reason says so."""
         delivered = min(coordinated, round(len(self._agents) * rate_pct / 100))
-        vague = "" if delivered == len(self._agents) else f"V1 reports {rate_pct:g} % of {coordinated} and names no agents"
+        vague = (
+            ""
+            if delivered == len(self._agents)
+            else f"V1 reports {rate_pct:g} % of {coordinated} and names no agents"
+        )
         return [
             AgentResult(agent=agent, state=AgentState.DONE, exit_code=0, reason=vague)
             if index < delivered

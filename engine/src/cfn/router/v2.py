@@ -120,7 +120,9 @@ class V2:
         give_up_s = max(task.deadline_s, loop.time() + ASK_TIME_S)
         while True:
             try:
-                answer = await self.ask(question, timeout_s=max(0.05, min(ASK_TIME_S, give_up_s - loop.time())))
+                answer = await self.ask(
+                    question, timeout_s=max(0.05, min(ASK_TIME_S, give_up_s - loop.time()))
+                )
                 return V2Result(end=V2End.REVOKED, coordination=Coordination.from_json(answer), detail=detail)
             except _AbsentError as error:
                 # What was sent may still lie unread in the conductor's socket.

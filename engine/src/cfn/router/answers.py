@@ -1,0 +1,161 @@
+"""Answers by task id, kept so that a repeated id starts nothing and a caller can ask again, also
+after the router was killed.
+
+One append-only journal: `TASK_ID begun {...}` before anything is started, `TASK_ID answer {...}` when
+the task has ended. Answers are read back from the file; memory holds only where they are.
+"""
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cfn.engine.log import log
+
+MAX_FILE_BYTES = 128 * 1024 * 1024
+MAX_ANSWERS = 200_000
+_MAX_UNWRITTEN = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an answer lies: which file, and the bytes in it."""
+
+    descriptor: int
+    offset: int
+    length: int
+
+
+class AnswerStore:
+    """The journal `path` and the one before it (`path`.1), which together hold the last
+    MAX_ANSWERS answers or at least MAX_FILE_BYTES of them; older ones are forgotten.
+
+    An answer that cannot be written (`lost` counts them) is kept in memory, as long as there are not
+    too many of those. Nothing here raises for a full disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._places: OrderedDict[str, _Place] = OrderedDict()
+        self._unwritten: OrderedDict[str, bytes] = OrderedDict()
+        self._begun: dict[str, dict[str, Any]] = {}
+        self._descriptor = self._previous = -1
+        self._size = 0
+        self.lost = 0
+        self.problem = ""
+        self._open()
+
+    def begun(self) -> dict[str, dict[str, Any]]:
+        """What was begun and not answered, by task id: after a start, what a crash cut off."""
+        return dict(self._begun)
+
+    def begin(self, task_id: str, facts: dict[str, Any]) -> None:
+        """Note a task before anything of it is started; again, with other facts, when it moves on."""
+        self._begun[task_id] = facts
+        self._append(task_id, b"begun", json.dumps(facts).encode())
+
+    def forget(self, task_id: str) -> None:
+        """A task that was begun and of which nothing was started: its id may be used again."""
+        self._begun.pop(task_id, None)
+
+    def put(self, task_id: str, answer: bytes) -> None:
+        """Keep the answer (JSON without a newline) of a task that has ended."""
+        self._begun.pop(task_id, None)
+        place = self._append(task_id, b"answer", answer)
+        if place is not None:
+            self._places[task_id] = place
+        else:
+            self.lost += 1
+            self._unwritten[task_id] = answer
+            if len(self._unwritten) > _MAX_UNWRITTEN:
+                self._unwritten.popitem(last=False)
+        while len(self._places) > MAX_ANSWERS:
+            self._places.popitem(last=False)
+
+    def get(self, task_id: str) -> bytes | None:
+        """The answer as it was put, or None."""
+        if task_id in self._unwritten:
+            return self._unwritten[task_id]
+        place = self._places.get(task_id)
+        return os.pread(place.descriptor, place.length, place.offset) if place else None
+
+    def close(self) -> None:
+        """Give the files back."""
+        for descriptor in (self._descriptor, self._previous):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._previous = -1
+
+    def _append(self, task_id: str, kind: bytes, value: bytes) -> _Place | None:
+        head = task_id.encode() + b" " + kind + b" "
+        line = head + value + b"\n"
+        try:
+            if self._descriptor < 0 or self._size + len(line) > MAX_FILE_BYTES:
+                self._rotate()
+            written = os.write(self._descriptor, line)
+            if written < len(line):
+                os.ftruncate(self._descriptor, self._size)
+                raise OSError(28, "No space left on device")
+        except OSError as error:
+            if not self.problem:
+                log("answers-not-kept", path=self._path, error=error)
+            self.problem = f"{self._path} cannot be written: {error.strerror}"
+            return None
+        self.problem = ""
+        place = _Place(self._descriptor, self._size + len(head), len(value))
+        self._size += len(line)
+        return place
+
+    def _open(self) -> None:
+        """Open or make the journal and read where its answers are. What cannot be read is left out."""
+        try:
+            previous = self._path.with_name(self._path.name + ".1")
+            if previous.exists():
+                self._previous = os.open(previous, os.O_RDONLY | os.O_CLOEXEC)
+                self._read(self._previous, previous)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+            self._size = self._read(self._descriptor, self._path)
+            os.ftruncate(self._descriptor, self._size)
+        except OSError as error:
+            log("answers-not-kept", path=self._path, error=error)
+
+    def _read(self, descriptor: int, path: Path) -> int:
+        """Index one file; returns the length of its whole lines (a crash may have cut the last)."""
+        size = 0
+        for line in _whole_lines(path):
+            parts = line.split(b" ", 2)
+            if len(parts) == 3:
+                task_id, kind, value = parts[0].decode(errors="replace"), parts[1], parts[2]
+                if kind == b"answer":
+                    offset = size + len(line) - len(value)
+                    self._places[task_id] = _Place(descriptor, offset, len(value) - 1)
+                    self._begun.pop(task_id, None)
+                elif kind == b"begun":
+                    with suppress(ValueError):  # a damaged line is no reason not to start
+                        self._begun[task_id] = json.loads(value)
+            size += len(line)
+        return size
+
+    def _rotate(self) -> None:
+        if self._descriptor < 0:
+            raise OSError(2, "the journal could not be opened")
+        fresh_path = self._path.with_name(self._path.name + ".new")
+        fresh = os.open(fresh_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self._path.replace(self._path.with_name(self._path.name + ".1"))
+        fresh_path.replace(self._path)
+        gone, self._previous, self._descriptor, self._size = self._previous, self._descriptor, fresh, 0
+        if gone >= 0:
+            for task_id in [task_id for task_id, place in self._places.items() if place.descriptor == gone]:
+                del self._places[task_id]
+            os.close(gone)
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line

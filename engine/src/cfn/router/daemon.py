@@ -1,0 +1,176 @@
+"""The life of the router: start, serve, follow the configuration, drain, end."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+from aiohttp import web
+
+from cfn import release
+from cfn.config import render_env
+from cfn.config_follower import ConfigFollower, write_atomically
+from cfn.engine.log import log
+from cfn.engine.notify import notify, watchdog_interval_s
+from cfn.paths import Paths
+from cfn.router import sockets
+from cfn.router.answers import AnswerStore
+from cfn.router.events import EventLog
+from cfn.router.generation import Generation, GenerationBook, generation_event
+from cfn.router.http import application
+from cfn.router.service import Service
+from cfn.router.stats import Stats
+from cfn.router.v1 import V1
+from cfn.router.v2 import V2
+
+POLL_S = 0.2
+DRAIN_S = 10.0
+
+
+class Router:
+    """One router on one host's tree. `run` blocks until `stop` is set."""
+
+    def __init__(self, paths: Paths) -> None:
+        state = paths.state / "router"
+        for folder in (state, paths.run, paths.log):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._paths = paths
+        self._host = socket.gethostname()
+        self._release = release.version()
+        self._follower = ConfigFollower(paths.config, state / "config.last-good")
+        self._book = GenerationBook(state / "generation.json")
+        self._events = EventLog(paths.events)
+        self._env_problem = ""
+        self.stop = asyncio.Event()
+        self.reload = asyncio.Event()
+        self.service = Service(
+            generation=self._put_in_force(None),
+            v1=V1(paths),
+            v2=V2(paths.conductor_socket),
+            events=self._events,
+            answers=AnswerStore(state / "answers.journal"),
+            stats=Stats(),
+            host=self._host,
+            release=self._release,
+        )
+        self.service.stats.put_in_force(self.service.generation)
+
+    async def run(self, given: list[socket.socket]) -> None:
+        """Serve on the sockets `given` (see cfn.router.sockets) and on those that are missing."""
+        listening = sockets.listeners(
+            self._paths.router_socket, self.service.generation.config.router_port, given
+        )
+        runner = web.AppRunner(
+            application(self.service, self.status), access_log=None, shutdown_timeout=DRAIN_S
+        )
+        await runner.setup()
+        resuming = asyncio.create_task(self.service.resume())
+        try:
+            for listener in listening:
+                await web.SockSite(runner, listener.socket, backlog=1_024).start()
+            notify("READY=1")
+            log(
+                "router-ready",
+                pid=os.getpid(),
+                release=self._release,
+                generation=self.service.generation.number,
+            )
+            await self._follow()
+        finally:
+            notify("STOPPING=1")
+            ends_s = time.monotonic() + DRAIN_S
+            resuming.cancel()
+            await runner.cleanup()
+            await self.service.drain(max(0.0, ends_s - time.monotonic()))
+            for listener in listening:
+                sockets.close(listener)
+            self._events.close()
+            self.service.answers.close()
+            log("router-ended", pid=os.getpid())
+
+    async def _follow(self) -> None:
+        """Each tick: take up a changed configuration, and feed the watchdog."""
+        watchdog_s = watchdog_interval_s()
+        fed_s = 0.0
+        while not self.stop.is_set():
+            self._tick()
+            if watchdog_s and time.monotonic() - fed_s >= watchdog_s / 2:
+                notify("WATCHDOG=1")
+                fed_s = time.monotonic()
+            waits = [asyncio.create_task(self.stop.wait()), asyncio.create_task(self.reload.wait())]
+            await asyncio.wait(waits, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+            self.reload.clear()
+
+    def _tick(self) -> None:
+        problem_before = self.config_problem
+        if self._follower.poll():
+            generation = self._put_in_force(self.service.generation)
+            self.service.generation = generation
+            self.service.stats.put_in_force(generation)
+        if self.config_problem != problem_before:
+            log("config-problem", problem=self.config_problem or "none any more")
+
+    def _put_in_force(self, before: Generation | None) -> Generation:
+        """Number the configuration, record it and render it for units and bash."""
+        config = self._follower.config
+        generation, new = self._book.put_in_force(config, time.time())
+        if new:
+            self._events.append(generation_event(generation, host=self._host, release=self._release))
+            log(
+                "generation",
+                generation=generation.number,
+                version=config.coordination_version,
+                traffic_pct=generation.traffic_pct,
+                epoch=config.epoch,
+                before=before.number if before else None,
+            )
+        try:
+            write_atomically(self._paths.env, render_env(config), mode=0o640)
+            self._env_problem = ""
+        except OSError as error:
+            self._env_problem = f"{self._paths.env} cannot be written: {error.strerror}"
+        return generation
+
+    @property
+    def config_problem(self) -> str:
+        """What is wrong with the configuration or with keeping it; "" if nothing is."""
+        return "; ".join(filter(None, (self._follower.problem, self._book.problem, self._env_problem)))
+
+    def status(self) -> dict[str, Any]:
+        """The object of `/status` (docs/reference/router.md)."""
+        generation = self.service.generation
+        return {
+            "pid": os.getpid(),
+            "host": self._host,
+            "release": self._release,
+            "generation": generation.number,
+            "since": generation.since,
+            "version": generation.config.coordination_version,
+            "traffic_pct": generation.traffic_pct,
+            "epoch": generation.config.epoch,
+            "max_agents": generation.config.max_agents,
+            "config_problem": self.config_problem,
+            **self.service.stats.as_json(),
+            "v1": {"running": self.service.v1.gate.running, "waiting": self.service.v1.gate.waiting},
+            "events_lost": self._events.lost,
+            "events_problem": self._events.problem,
+            "answers_lost": self.service.answers.lost,
+        }
+
+
+async def serve(paths: Paths) -> None:
+    """Run the router until SIGTERM or SIGINT; SIGHUP reads the configuration at once."""
+    given = sockets.passed(os.environ, os.getpid())
+    sockets.clear_environment()
+    router = Router(paths)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, router.stop.set)
+    loop.add_signal_handler(signal.SIGHUP, router.reload.set)
+    with contextlib.suppress(asyncio.CancelledError):
+        await router.run(given)

@@ -1,0 +1,68 @@
+"""The events file: one JSON line for each coordination and each generation, appended while serving."""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cfn.engine.log import log
+
+
+class EventLog:
+    """Appends records to `path`, which may be rotated or removed at any time.
+
+    A record that cannot be written is lost and counted: serving goes on (a full disk is the usual
+    cause). Records are written in one call each and not synced: a crash of the router loses none,
+    a crash of the host may lose the last seconds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+        self.lost = 0
+        self.problem = ""
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record. Never raises; blocks for a write to the page cache."""
+        line = json.dumps(record, sort_keys=True, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        try:
+            self._write(line)
+            self.problem = ""
+        except OSError as error:
+            self.lost += 1
+            if not self.problem:
+                log("events-lost", path=self._path, error=error)
+            self.problem = f"{self._path} cannot be written: {error.strerror}"
+
+    def close(self) -> None:
+        """Give the file back."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _write(self, line: bytes) -> None:
+        self._follow_rotation()
+        if self._descriptor < 0:
+            self._descriptor = os.open(
+                self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640
+            )
+        written = os.write(self._descriptor, line)
+        if written < len(line):
+            # Half a line would damage the next one too.
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+            raise OSError(28, "No space left on device")
+
+    def _follow_rotation(self) -> None:
+        if self._descriptor < 0:
+            return
+        try:
+            at_path = self._path.stat()
+        except FileNotFoundError:
+            self.close()
+            return
+        mine = os.fstat(self._descriptor)
+        if (at_path.st_dev, at_path.st_ino) != (mine.st_dev, mine.st_ino):
+            self.close()
