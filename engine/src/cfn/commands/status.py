@@ -1,0 +1,93 @@
+"""`cfn status`: what this host runs: release, version, traffic, health."""
+
+import argparse
+import asyncio
+import json
+from typing import Any
+
+from cfn import paths, release
+from cfn.config import Config, parse
+from cfn.errors import CfnError
+from cfn.router.client import RouterClient
+from cfn.router.generation import as_number
+from cfn.router.v2 import V2
+
+_HEALTH_TIME_S = 2.0
+
+
+def main(argv: list[str]) -> int:
+    """Exit code 0 whenever the status could be told, also of a host on which nothing runs."""
+    parser = argparse.ArgumentParser(prog="cfn status", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    status = read(paths.installed())
+    print(json.dumps(status) if options.json else _table(status))
+    return 0
+
+
+def read(installed: paths.Paths) -> dict[str, Any]:
+    """The status as an object. What cannot be known is null. Blocks a few seconds at most."""
+    config, problem = _configured(installed)
+    router, router_state = _router(installed)
+    engine, engine_state = asyncio.run(_engine(installed))
+    if router.get("config_problem"):
+        problem = router["config_problem"]
+    return {
+        "release": release.version(),
+        "topology": config.topology if config else None,
+        "max_agents": config.max_agents if config else None,
+        "version": config.coordination_version if config else None,
+        "traffic_pct": as_number(float(config.traffic_pct)) if config else None,
+        "epoch": config.epoch if config else None,
+        "generation": router.get("generation"),
+        "since": router.get("since"),
+        "observed_share_pct": router.get("observed_share_pct"),
+        "engine": engine_state,
+        "router": router_state,
+        "config_problem": problem,
+        "engine_health": engine,
+        "router_status": router,
+    }
+
+
+def _configured(installed: paths.Paths) -> tuple[Config | None, str]:
+    try:
+        parsed = parse(installed.config.read_text(), source=str(installed.config))
+    except (OSError, UnicodeDecodeError, CfnError) as error:
+        return None, str(error)
+    return parsed.config, f"unknown keys: {', '.join(parsed.unknown)}" if parsed.unknown else ""
+
+
+def _router(installed: paths.Paths) -> tuple[dict[str, Any], str]:
+    try:
+        client = RouterClient(f"unix:{installed.router_socket}", timeout_s=_HEALTH_TIME_S)
+        return client.get("/status")[1], "running"
+    except CfnError as error:
+        return {}, f"not running: {error}"
+
+
+async def _engine(installed: paths.Paths) -> tuple[dict[str, Any], str]:
+    try:
+        return await V2(installed.conductor_socket).ask(
+            {"verb": "health"}, timeout_s=_HEALTH_TIME_S
+        ), "running"
+    except TimeoutError:
+        return {}, f"{installed.conductor_socket} does not answer within {_HEALTH_TIME_S:g} s"
+    except (OSError, EOFError, CfnError) as error:
+        return {}, f"not running: {error}"
+
+
+def _table(status: dict[str, Any]) -> str:
+    share = status["observed_share_pct"]
+    rows = {
+        "release": status["release"],
+        "topology": f"{status['topology']}, up to {status['max_agents']} agents",
+        "version": f"{status['version']} at {status['traffic_pct']} %, epoch {status['epoch']}",
+        "generation": f"{status['generation']} since {status['since']}",
+        "observed": "nothing yet" if share is None else f"{share:g} % on V2 since then",
+        "engine": status["engine"],
+        "router": status["router"],
+        "configuration": status["config_problem"] or "in force",
+    }
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

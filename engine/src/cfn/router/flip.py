@@ -1,0 +1,192 @@
+"""A flip: version, percentage and epoch in the configuration file, changed in one step, and the
+running router asked until it reports them."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from cfn.config import KEYS, Config, as_text, edit, parse
+from cfn.errors import CfnError, ConfigError, NotRunningError, RefusedError, UsageError
+from cfn.router.client import RouterClient
+from cfn.router.generation import as_number
+
+_AGAIN_S = 0.02
+# A router between two lives; beyond this it is simply not there.
+_RESTART_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is ordered; None leaves that part as it is."""
+
+    version: str | None = None
+    percent: str | None = None
+    epoch: int | None = None
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether nothing is ordered."""
+        return self.version is None and self.percent is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The configuration before and after an order. `text` is the file's new text, None if it stays."""
+
+    before: Config
+    after: Config
+    text: str | None
+
+
+def plan(text: str, order: Order, *, source: str) -> Plan:
+    """What an order makes of the file's text. Without a change of version or percentage the file
+    stays as it is. Raises UsageError for a bad value and RefusedError for an older epoch."""
+    before = parse(text, source=source).config
+    if order.epoch is not None and order.epoch < before.epoch:
+        raise RefusedError(
+            f"epoch {order.epoch} is refused: {source} is at epoch {before.epoch}, a later change; "
+            "read the traffic in force again before changing it"
+        )
+    changes = {
+        "CFN_COORDINATION_VERSION": order.version,
+        "CFN_TRAFFIC_PERCENTAGE": order.percent,
+    }
+    wanted = {name: _checked(name, value) for name, value in changes.items() if value is not None}
+    fields = {key.name: key.field for key in KEYS}
+    if all(value == as_text(getattr(before, fields[name])) for name, value in wanted.items()):
+        return Plan(before=before, after=before, text=None)
+    if order.epoch is not None:
+        wanted["CFN_EPOCH"] = str(order.epoch)
+    edited = edit(text, wanted)
+    return Plan(before=before, after=parse(edited, source=source).config, text=edited)
+
+
+def _checked(name: str, value: str) -> str:
+    key = next(key for key in KEYS if key.name == name)
+    try:
+        return as_text(key.parse(value))
+    except (ValueError, ArithmeticError):
+        raise UsageError(f"{name} of {value!r} is refused; allowed: {key.allowed}") from None
+
+
+def flip(path: Path, order: Order, router: RouterClient, *, check: bool, wait_s: float) -> dict[str, Any]:
+    """Read, or change and confirm. Returns what `cfn traffic --json` prints.
+
+    Blocks until the router reports the ordered version and percentage, at most `wait_s`. Raises
+    NotRunningError if no router answers (the file is changed nevertheless, and holds from the
+    router's start) and CfnError if it answers but does not follow.
+    """
+    seen = _ask(router)
+    began_s = time.monotonic()
+    with _locked(path):
+        done = plan(_read(path), order, source=str(path))
+        if done.text is not None and not check:
+            _replace(path, done.text)
+    acting = not order.reads_only and not check
+    after = _confirm(done.after, router, began_s + wait_s, changed=done.text is not None) if acting else seen
+    in_force = check and done.text is not None
+    return {
+        "changed": done.text is not None,
+        "before": _state(done.before, seen),
+        "after": _state(done.after, None if in_force else after),
+        "confirmed": not in_force and _reports(after, done.after),
+        "seconds": round(time.monotonic() - began_s, 3),
+        "observed": after.get("observed", {}) if after else {},
+        "observed_share_pct": after.get("observed_share_pct") if after else None,
+    }
+
+
+def _state(config: Config, status: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "version": config.coordination_version,
+        "traffic_pct": as_number(float(config.traffic_pct)),
+        "epoch": config.epoch,
+        "generation": status["generation"] if status and _reports(status, config) else None,
+    }
+
+
+def _reports(status: dict[str, Any] | None, config: Config) -> bool:
+    return status is not None and (
+        status.get("version") == config.coordination_version
+        and Decimal(str(status.get("traffic_pct"))) == config.traffic_pct
+        and status.get("epoch") == config.epoch
+    )
+
+
+def _confirm(config: Config, router: RouterClient, ends_s: float, *, changed: bool) -> dict[str, Any]:
+    status: dict[str, Any] = {}
+    problem: NotRunningError | None = None
+    gone_s = min(ends_s, time.monotonic() + _RESTART_S)
+    while True:
+        try:
+            status, problem = router.get("/status")[1], None
+            if _reports(status, config):
+                return status
+        except NotRunningError as error:  # it may be in the middle of a restart
+            problem = error
+        if time.monotonic() >= (gone_s if problem and not status else ends_s):
+            break
+        time.sleep(_AGAIN_S)
+    share = f"{config.coordination_version} at {as_text(config.traffic_pct)} %"
+    written = f"the configuration {'now ' if changed else ''}says {share}, and holds from the router's start"
+    if problem is not None:
+        raise NotRunningError(f"{problem}; {written}")
+    raise CfnError(
+        f"the router at {router.address} still runs generation {status.get('generation')} "
+        f"({status.get('version')} at {status.get('traffic_pct')} %, epoch {status.get('epoch')}): "
+        f"{status.get('config_problem') or 'it reports no problem with the configuration'}; ordered: {share}"
+    )
+
+
+def _ask(router: RouterClient) -> dict[str, Any] | None:
+    try:
+        return router.get("/status")[1]
+    except NotRunningError:
+        return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Two flips at once would lose one of them, and the epoch is compared under the same lock."""
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"{path.parent}: cannot be read: {error}") from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Replace the file in one step, durably, with the owner and mode that it has."""
+    target = path.resolve()
+    status = target.stat()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fchmod(file.fileno(), status.st_mode & 0o7777)
+            if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+                os.fchown(file.fileno(), status.st_uid, status.st_gid)
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ConfigError(f"{target}: cannot be replaced: {error}; run this as the file's owner") from error
