@@ -1,0 +1,71 @@
+"""`cfn metrics`: reduce this host's events and samples over a window to mergeable evidence."""
+
+import argparse
+import json
+import socket
+import time
+
+from cfn import paths
+from cfn.config import parse
+from cfn.errors import EXIT_DONE, DamagedError, UsageError
+from cfn.metrics.evidence import Evidence
+from cfn.metrics.files import lines
+from cfn.metrics.reduce import reduce_events, reduce_samples
+from cfn.metrics.times import format_ms, read_argument
+
+MAX_BUCKETS = 20_000
+
+
+def main(argv: list[str]) -> int:
+    """Print the evidence. Exit code 0 also when files are missing: the evidence says so."""
+    parser = argparse.ArgumentParser(prog="cfn metrics", description=__doc__)
+    parser.add_argument("--since", required=True, help="begin of the window: RFC 3339 or seconds since 1970")
+    parser.add_argument("--until", required=True, help="its end, which is left out")
+    parser.add_argument("--bucket-s", required=True, type=float, help="length of a time bucket in seconds")
+    parser.add_argument("--json", action="store_true", help="the whole evidence instead of a summary")
+    options = parser.parse_args(argv)
+    bucket_ms = round(options.bucket_s * 1_000) if 0 < options.bucket_s < 1e9 else 0
+    since_ms, until_ms = read_argument(options.since), read_argument(options.until)
+    if bucket_ms <= 0 or not 0 < until_ms - since_ms <= MAX_BUCKETS * bucket_ms:
+        raise UsageError(
+            f"the window from {format_ms(since_ms)} to {format_ms(until_ms)} in buckets of "
+            f"{options.bucket_s:g} s is refused: 1 to {MAX_BUCKETS} buckets are allowed"
+        )
+    if since_ms % bucket_ms or until_ms % bucket_ms:
+        raise UsageError(f"the window must begin and end on a multiple of the bucket, {options.bucket_s:g} s")
+    evidence = collect(paths.installed(), since_ms, until_ms, bucket_ms, now_ms=time.time_ns() // 1_000_000)
+    print(json.dumps(evidence.as_json(), sort_keys=True) if options.json else summary(evidence))
+    return EXIT_DONE
+
+
+def collect(tree: paths.Paths, since_ms: int, until_ms: int, bucket_ms: int, *, now_ms: int) -> Evidence:
+    """Read this host's files. Raises DamagedError when one cannot be read, ConfigError when the
+    configuration is refused: without its key no event's version can be recomputed."""
+    evidence = Evidence(host=socket.gethostname(), since_ms=since_ms, until_ms=until_ms, bucket_ms=bucket_ms)
+    try:
+        split_key = parse(tree.config.read_text(), source=str(tree.config)).config.split_key
+        reduce_events(lines(tree.events), evidence, split_key=split_key, now_ms=now_ms)
+        reduce_samples(lines(tree.samples), evidence, now_ms=now_ms)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedError(
+            f"{getattr(error, 'filename', None) or tree.config}: cannot be read: {error}"
+        ) from error
+    return evidence
+
+
+def summary(evidence: Evidence) -> str:
+    """A few lines for a person."""
+    arms = {"v1": 0, "v2": 0}
+    for cell in evidence.requests.values():
+        arms["v1"] += cell.v1.requests
+        arms["v2"] += cell.v2.requests
+    buckets = (evidence.until_ms - evidence.since_ms) // evidence.bucket_ms
+    return "\n".join(
+        [
+            f"{evidence.host}: {format_ms(evidence.since_ms)} to {format_ms(evidence.until_ms)}",
+            f"  requests: {arms['v1']} ordered v1, {arms['v2']} ordered v2",
+            f"  split: {evidence.arms.mismatches} of {evidence.arms.checked} events not as ordered",
+            f"  samples: {evidence.samples.records} in {len(evidence.sampled)} of {buckets} buckets",
+            f"  damaged lines: {evidence.events.lost} of events, {evidence.samples.lost} of samples",
+        ]
+    )

@@ -1,0 +1,1 @@
+"""The ledger: what was done and decided, in a chain of records that shows any change."""
