@@ -3,11 +3,13 @@
 import argparse
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 from cfn import paths, release
 from cfn.config import Config, parse
 from cfn.errors import CfnError
+from cfn.metrics.times import format_ms
 from cfn.router.client import RouterClient
 from cfn.router.generation import as_number
 from cfn.router.v2 import V2
@@ -34,6 +36,7 @@ def read(installed: paths.Paths) -> dict[str, Any]:
         problem = router["config_problem"]
     return {
         "release": release.version(),
+        "release_since": _since(installed.current_release),
         "topology": config.topology if config else None,
         "max_agents": config.max_agents if config else None,
         "version": config.coordination_version if config else None,
@@ -48,6 +51,13 @@ def read(installed: paths.Paths) -> dict[str, Any]:
         "engine_health": engine,
         "router_status": router,
     }
+
+
+def _since(link: Path) -> str | None:
+    try:
+        return format_ms(int(link.lstat().st_mtime * 1000))
+    except OSError:
+        return None
 
 
 def _configured(installed: paths.Paths) -> tuple[Config | None, str]:

@@ -67,7 +67,7 @@ class Router:
             application(self.service, self.status), access_log=None, shutdown_timeout=DRAIN_S
         )
         await runner.setup()
-        resuming = asyncio.create_task(self.service.resume())
+        self.service.resume()
         try:
             for listener in listening:
                 await web.SockSite(runner, listener.socket, backlog=1_024).start()
@@ -82,7 +82,6 @@ class Router:
         finally:
             notify("STOPPING=1")
             ends_s = time.monotonic() + DRAIN_S
-            resuming.cancel()
             await runner.cleanup()
             await self.service.drain(max(0.0, ends_s - time.monotonic()))
             for listener in listening:

@@ -46,14 +46,18 @@ class _Handlers:
     async def coordinate(self, http: web.Request) -> web.Response:
         config = self._service.generation.config
         request = parse_request(await http.read(), max_payload_bytes=config.max_payload_bytes)
-        known = self._service.submit(request)
-        if isinstance(known, bytes):
-            return _answered(known)
         deadline_ms = request.deadline_ms or config.coordination_deadline_ms
-        done, _ = await asyncio.wait([known], timeout=deadline_ms / 1000 + _WAIT_GRACE_S)
-        if not done or known.cancelled():
-            return _running(request.task_id)
-        return _answered(known.result())
+        while True:
+            known = self._service.submit(request)
+            if isinstance(known, bytes):
+                return _answered(known)
+            done, _ = await asyncio.wait([known], timeout=deadline_ms / 1000 + _WAIT_GRACE_S)
+            if not done or known.cancelled():
+                return _running(request.task_id)
+            body = known.result()
+            if body is not None:
+                return _answered(body)
+            # The last process never got to start it, so this request is its first.
 
     async def result(self, http: web.Request) -> web.Response:
         task_id = check_id("task", http.match_info["task_id"])

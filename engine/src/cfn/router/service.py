@@ -3,12 +3,13 @@ answer."""
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from cfn.config import Config
-from cfn.coordination import AgentState, Coordination
+from cfn.coordination import AgentState
 from cfn.engine.log import log
+from cfn.errors import NotRunningError
 from cfn.ids import agent_ids
 from cfn.router.answers import AnswerStore
 from cfn.router.decision import decide, merge, outcome_of, route, served_by, uniform
@@ -19,6 +20,10 @@ from cfn.router.request import Request
 from cfn.router.stats import Stats
 from cfn.router.v1 import V1, V1Result
 from cfn.router.v2 import V2, V2Task
+
+# A task under way. Its result is the answer; None if nothing of it was ever started, so that its id
+# may be used again (only after a restart).
+Run = asyncio.Task[bytes | None]
 
 
 class Service:
@@ -44,9 +49,9 @@ class Service:
         self.answers = answers
         self.stats = stats
         self._origin = {"host": host, "release": release}
-        self._running: dict[str, asyncio.Task[bytes]] = {}
+        self._running: dict[str, Run] = {}
 
-    def submit(self, request: Request) -> asyncio.Task[bytes] | bytes:
+    def submit(self, request: Request) -> Run | bytes:
         """Start the task, unless its id is known: then its answer, or the run that is under way."""
         known = self.find(request.task_id)
         if known is not None:
@@ -64,27 +69,25 @@ class Service:
             reason=where.reason,
             arrived_unix_s=time.time(),
         )
+        self.stats.began(job)
         return self._start(job, self._serve(job, request, config))
 
-    def find(self, task_id: str) -> asyncio.Task[bytes] | bytes | None:
+    def find(self, task_id: str) -> Run | bytes | None:
         """The answer of a task, or its run while it is under way, or None."""
         return self._running.get(task_id) or self.answers.get(task_id)
 
-    async def resume(self) -> None:
-        """Bring to an end what the router's last process left open: nothing is started again, and
-        what V1 was running is unknown. Ends when the state of each is known to be recoverable."""
+    def resume(self) -> None:
+        """Take up what the router's last process left open. Nothing of it is started again: its ids
+        are under way from here on, and what V1 was running is unknown."""
         for task_id, facts in self.answers.begun().items():
             try:
-                job = Job.from_facts(facts)
+                job, v1_agents = Job.from_facts(facts), facts["v1_agents"]
             except (KeyError, TypeError):
                 self.answers.forget(task_id)
                 continue
-            known = None if facts["v1_agents"] == agent_ids(job.agents) else await self.v2.known(task_id)
-            if known is None and facts["v1_agents"] is None:
-                log("task-never-accepted", task_id=task_id)
-                self.answers.forget(task_id)
-                continue
-            self._start(job, self._conclude(job, known, facts["v1_agents"] or []))
+            log("resumed", task_id=task_id, v1_agents=v1_agents)
+            self.stats.resumed()
+            self._start(job, self._conclude(job, v1_agents or []))
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for what is under way. What is not done by then is left to the next process."""
@@ -94,21 +97,24 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
 
-    def _start(self, job: Job, ending: Any) -> asyncio.Task[bytes]:
-        self.stats.began(job)
-        task = asyncio.create_task(self._finish(job, ending), name=f"coordinate {job.task_id}")
+    def _start(self, job: Job, running: Coroutine[Any, Any, Ending | None]) -> Run:
+        task = asyncio.create_task(self._finish(job, running), name=f"coordinate {job.task_id}")
         self._running[job.task_id] = task
         return task
 
-    async def _finish(self, job: Job, running: Any) -> bytes:
+    async def _finish(self, job: Job, running: Coroutine[Any, Any, Ending | None]) -> bytes | None:
         """Await the ending, whatever it is, and record it."""
         try:
-            ending: Ending = await running
+            ending = await running
         except Exception as error:  # the caller must hear, and the defect must show
             log("router-defect", task_id=job.task_id, error=repr(error))
             ending = self._unknown(job, f"the router failed: {error!r}")
         finally:
             self._running.pop(job.task_id, None)
+        if ending is None:
+            self.answers.forget(job.task_id)
+            self.stats.dropped()
+            return None
         body = answer(job, ending)
         self.answers.put(job.task_id, body)
         now = time.time()
@@ -180,10 +186,10 @@ class Service:
             deadline_s=asyncio.get_running_loop().time() + deadline_ms / 1000,
         )
 
-    async def _conclude(self, job: Job, known: Coordination | None, v1_agents: Sequence[str]) -> Ending:
-        """The ending of a task that the last process left open."""
+    async def _conclude(self, job: Job, v1_agents: Sequence[str]) -> Ending | None:
+        """The ending of a task that the last process left open; None if nothing of it was started."""
         detail = "the router was restarted while it ran"
-        if known is None:
+        if len(v1_agents) == job.agents:
             return self._unknown(job, detail)
         config = self.generation.config
         now = asyncio.get_running_loop().time()
@@ -195,6 +201,12 @@ class Service:
             agent_timeout_s=config.agent_timeout_ms / 1000,
             deadline_ms=config.coordination_deadline_ms,
         )
+        try:
+            known = await self.v2.recall(task)
+        except NotRunningError as error:
+            return self._unknown(job, f"{detail}; {error}")
+        if known is None:
+            return None
         own = await self.v2.finish(task, known)
         lost = uniform(job.task_id, v1_agents, AgentState.UNKNOWN, detail, elapsed_ms=0.0)
         merged = merge(own, lost)

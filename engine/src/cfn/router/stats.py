@@ -104,10 +104,18 @@ class Stats:
         self._gauges["epoch"].set(generation.config.epoch)
 
     def began(self, job: Job) -> None:
-        """A task was routed."""
+        """A task was routed here."""
         self.in_flight += 1
         self.total.add(job)
         self.since_generation.add(job)
+
+    def resumed(self) -> None:
+        """A task that another process routed, and counted, is under way again."""
+        self.in_flight += 1
+
+    def dropped(self) -> None:
+        """A task of the last process turned out never to have been started."""
+        self.in_flight -= 1
 
     def ended(self, job: Job, ending: Ending, *, total_s: float) -> None:
         """A task was answered or given up."""

@@ -112,6 +112,23 @@ class V2:
         except (OSError, EOFError, CfnError):
             return None
 
+    async def recall(self, task: V2Task) -> Coordination | None:
+        """What the conductor knows of a task that another process sent; None if it knows nothing.
+
+        Asks until it answers. Raises NotRunningError if it did not by the task's deadline.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                answer = await self.ask({"verb": "result", "task_id": task.request.task_id})
+                return Coordination.from_json(answer)
+            except _AbsentError:
+                return None
+            except (OSError, EOFError, CfnError) as error:
+                if loop.time() >= task.deadline_s:
+                    raise NotRunningError(f"V2 cannot be asked: {error}") from error
+            await asyncio.sleep(_AGAIN_S)
+
     async def _revoke(self, task: V2Task, detail: str) -> V2Result:
         """Make what is unclaimed undelivered, for certain. If the conductor cannot be reached, or no
         longer knows the task, nothing is certain, and every agent is unknown."""
