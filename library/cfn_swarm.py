@@ -101,7 +101,7 @@ def main() -> None:
         answer = run_cfn(
             module,
             ["coordinate", "--json", *route, "--agents", str(step["agents"]), task],
-            accept=(0, 4),
+            accept=(0, 1, 4),
         )
         if answer.get("served", version) != version:
             module.fail_json(msg=f"{task} was served by {answer['served']}, not by {version}", steps=steps)

@@ -21,6 +21,11 @@ class Paths:
         return self.root / "etc/cfn/config.sh"
 
     @property
+    def current_release(self) -> Path:
+        """The link to the release in force; its own time is since when."""
+        return self.root / "opt/cfn/current"
+
+    @property
     def lab_marker(self) -> Path:
         """Exists on lab hosts only; fault switches are refused without it."""
         return self.root / "etc/cfn-lab.json"

@@ -1,0 +1,86 @@
+#!/usr/bin/python
+# Copyright: cfn-rollout contributors. Apache-2.0, see LICENSE
+"""Judge a stage from the evidence of all hosts."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: cfn_gate
+short_description: Judge a stage from the evidence of all hosts
+description:
+  - Runs the judge of the deployed release on the control host. Judging changes nothing and decides
+    nothing else; the playbook acts on the verdict.
+  - A verdict other than PASS is no failure of this task. A request that is refused unjudged is.
+options:
+  request:
+    description: The request, as docs/reference/gates.md describes it.
+    type: dict
+    required: true
+  state:
+    description: C(planned) says what to ask every host for, C(judged) judges.
+    type: str
+    choices: [planned, judged]
+    default: judged
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+author:
+  - cfn-rollout contributors
+"""
+
+EXAMPLES = r"""
+- name: Judge
+  cfn_gate:
+    request: "{{ gate_request }}"
+  register: gate_result
+"""
+
+RETURN = r"""
+plan:
+  description: C(since), C(until) and C(bucket_s) to reduce each host's files over.
+  returned: when state is planned
+  type: dict
+verdict:
+  description: The verdict with every criterion, its value, its limit and the reason.
+  returned: when state is judged
+  type: dict
+text:
+  description: The verdict as a person reads it.
+  returned: when state is judged
+  type: str
+record:
+  description: Request and verdict together; replaying the request gives the same verdict.
+  returned: when state is judged
+  type: dict
+"""
+
+import json
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.cfn_command import CFN, run_cfn
+
+VERDICT_EXIT_CODES = (0, 10, 11, 12, 13)
+
+
+def main() -> None:
+    """Translate the options to one call of `cfn gate`."""
+    module = AnsibleModule(
+        argument_spec={
+            "request": {"type": "dict", "required": True},
+            "state": {"type": "str", "choices": ["planned", "judged"], "default": "judged"},
+        },
+        supports_check_mode=True,
+    )
+    request = module.params["request"]
+    if module.params["state"] == "planned":
+        module.exit_json(changed=False, plan=run_cfn(module, ["gate", "--plan"], stdin=request))
+    record = run_cfn(module, ["gate", "--record"], stdin=request, accept=VERDICT_EXIT_CODES)
+    del record["rc"]
+    text = module.run_command([CFN, "gate"], data=json.dumps(request), binary_data=True)[1]
+    module.exit_json(changed=False, record=record, verdict=record["verdict"], text=text.strip())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+# Copyright: cfn-rollout contributors. Apache-2.0, see LICENSE
+"""What a rollout derives from the hosts' answers: the next epoch, records, the gate's request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+# What a playbook returned for a host, by the name that it was registered under.
+Hostvars = Mapping[str, Mapping[str, Any]]
+
+
+def step(table: Mapping[str, Any], stage: str, kind: str, traffic: object) -> dict[str, Any]:
+    """The step of a stage that a percentage belongs to, with `traffic_pct` as it was asked for.
+
+    `kind` is that of the environment. In staging all of a synthetic load may go to V2; in
+    production the percentage picks the step. An empty `traffic` asks for the stage's first step as
+    the table has it. Raises AnsibleFilterError naming the value and what is allowed.
+    """
+    steps = table[stage][kind]
+    if kind == "staging":
+        steps = [{**steps, "traffic_min_pct": 1, "traffic_max_pct": 100}]
+    if traffic is None:
+        return dict(steps[0])
+    allowed = f"{steps[0]['traffic_min_pct']} to {steps[-1]['traffic_max_pct']}"
+    if re.fullmatch(r"[0-9]{1,3}([.][0-9]{1,2})?", str(traffic)):
+        for candidate in steps:
+            if candidate["traffic_min_pct"] <= float(str(traffic)) <= candidate["traffic_max_pct"]:
+                return {**candidate, "traffic_pct": str(traffic)}
+    raise AnsibleFilterError(
+        f"traffic={traffic} is refused: {stage} takes a percentage from {allowed}, "
+        "with at most two decimals. Nothing was touched."
+    )
+
+
+def next_epoch(hosts: Iterable[str], hostvars: Hostvars) -> int:
+    """One more than the highest epoch that any host answered with in `traffic_before`."""
+    answers = [hostvars[host].get("traffic_before", {}) for host in hosts]
+    return max((int(answer["before"]["epoch"]) for answer in answers if "before" in answer), default=0) + 1
+
+
+def flip_records(hosts: Iterable[str], hostvars: Hostvars) -> dict[str, Any]:
+    """For each host what its flip found and left, for the ledger."""
+    wanted = ("changed", "before", "after", "confirmed", "seconds")
+    flips = {host: hostvars[host].get("traffic_flip", {}) for host in hosts}
+    return {host: {key: flip.get(key) for key in wanted} for host, flip in flips.items()}
+
+
+def rollback_outcome(
+    hosts: Iterable[str], hostvars: Hostvars, started_s: float, now_s: float
+) -> dict[str, Any]:
+    """Which hosts V1 is proved on, which not and why, and the seconds it took; for ledger and person."""
+    proved, unproved = [], {}
+    for host in hosts:
+        answers = [hostvars[host].get(name, {}) for name in ("traffic_flip", "rollback_proof")]
+        bad = [
+            answer for answer in answers if answer.get("failed") or answer.get("unreachable") or not answer
+        ]
+        if bad:
+            unproved[host] = " ".join(str(bad[0].get("msg", "no answer")).split())
+        else:
+            proved.append(host)
+    seconds = round(now_s - started_s, 1)
+    of = f"{len(proved)} of {len(proved) + len(unproved)} hosts"
+    lines = [f"V1 serves, proved by a real coordination on {of}, {seconds:g} s after the decision."]
+    lines += [f"{host}: NOT PROVED: {why}" for host, why in unproved.items()]
+    return {
+        "seconds": seconds,
+        "proved": proved,
+        "unproved": unproved,
+        "flips": flip_records(hosts, hostvars),
+        "text": "\n".join(lines),
+    }
+
+
+def gate_request(
+    hosts: list[str], hostvars: Hostvars, stage: str, table: Mapping[str, Any], environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the judge is asked, from each host's `gate_status` and, once reduced, `gate_metrics`.
+
+    `environment`: name, kind (staging or production), time_factor, asked_by, now (RFC 3339). The
+    window begins when the last host got its present traffic and release. A host whose answer is
+    missing is missing from the evidence, and the judge says so.
+    """
+    answers = {host: hostvars[host].get("gate_status", {}).get("status") or {} for host in hosts}
+    since = [
+        max(answer["since"], answer.get("release_since") or "")
+        for answer in answers.values()
+        if answer.get("since")
+    ]
+    ordered = next((answer for answer in answers.values() if answer.get("version")), {})
+    in_force = step(table, stage, environment["kind"], _within(table, stage, environment["kind"], ordered))
+    evidence = {
+        host: hostvars[host]["gate_metrics"]["evidence"]
+        for host in hosts
+        if "evidence" in hostvars[host].get("gate_metrics", {})
+    }
+    releases = sorted({answer["release"] for answer in answers.values() if answer.get("release")})
+    return {
+        "environment": environment["name"],
+        "stage": stage,
+        "step": in_force["step"],
+        "asked_by": environment["asked_by"],
+        "now": environment["now"],
+        "since": max(since, default=environment["now"]),
+        "ordered": {"version": ordered.get("version", "v1"), "traffic_pct": ordered.get("traffic_pct", 0)},
+        "hosts": hosts,
+        "release": ", ".join(releases),
+        "stage_table_sha256": _sha256(table),
+        "time_factor": environment["time_factor"],
+        "window_s": in_force["window_s"],
+        "criteria": in_force["criteria"],
+        "triggers": table[stage]["triggers"],
+        "evidence": evidence,
+    }
+
+
+def _within(table: Mapping[str, Any], stage: str, kind: str, ordered: Mapping[str, Any]) -> object:
+    """The traffic in force, or None (the stage's first step) where it belongs to another stage."""
+    try:
+        return step(table, stage, kind, ordered.get("traffic_pct"))["traffic_pct"]
+    except AnsibleFilterError:
+        return None
+
+
+def _sha256(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class FilterModule:
+    """What Ansible finds here."""
+
+    def filters(self) -> dict[str, Any]:
+        """Name to function."""
+        return {
+            "cfn_step": step,
+            "cfn_next_epoch": next_epoch,
+            "cfn_flip_records": flip_records,
+            "cfn_rollback_outcome": rollback_outcome,
+            "cfn_gate_request": gate_request,
+        }
