@@ -158,12 +158,12 @@ class Fleet:
     def request(self, seconds: float, *, part: str = "production", **changes: Any) -> dict[str, Any]:
         """The gate's request, `seconds` after the flip, with the evidence that `cfn metrics` gives."""
         stage = yaml.safe_load(TABLE.read_text())["cfn_stages"]["stage1"]
-        step = stage["staging"] if part == "staging" else stage["production"][0]
+        step = stage[part]
         request: dict[str, Any] = {
             "v": 1,
             "environment": "lab",
             "stage": "stage1",
-            "step": step["step"],
+            "step": part,
             "asked_by": "a test",
             "now": format_ms(SINCE_MS + int(seconds * 1000)),
             "since": format_ms(SINCE_MS),
