@@ -1,0 +1,306 @@
+"""One request's agents, as a hub sees them: a state machine without sockets, files or clocks.
+
+The hub reports what happened (`attached`, `claimed`, `ended`, `lost`, `judged`, ...) with the time,
+and carries out the orders that come back. What a dead or silent worker did is not guessed: the hub
+looks at the agent's slot in the journal and reports the verdict.
+
+    WAITING -> RUNNING       it acknowledged, or the journal shows a claim of a living process
+    WAITING -> UNDELIVERED   the slot is fenced
+    WAITING, RUNNING -> DONE, FAILED   an end came from the worker or from the journal
+    WAITING, RUNNING -> UNKNOWN        claimed, no end, and the process is dead
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from cfn.coordination import FINAL_STATES, AgentResult, AgentState, Coordination
+from cfn.engine.claims import Ended, Standing, Verdict
+from cfn.engine.store import Request
+
+RESEND_S = 0.25  # for an assignment that a worker's socket did not take
+LOOK_S = 0.05  # between two looks at a slot whose process has no socket here, or must die first
+OVERDUE_S = 5.0  # beyond the agent's own time limit and the grace after it
+MAX_INCARNATIONS = 3  # processes tried for one agent of one request before it is given up
+
+_LEGAL = {
+    AgentState.WAITING: frozenset(AgentState) - {AgentState.WAITING},
+    AgentState.RUNNING: frozenset({AgentState.DONE, AgentState.FAILED, AgentState.UNKNOWN}),
+}
+
+
+class IllegalTransition(Exception):  # noqa: N818 - it names the event; a defect, never an answer
+    """A state was to be changed in a way that the protocol does not have."""
+
+
+class Do(Enum):
+    """What a hub is to do about one agent."""
+
+    SEND = auto()  # the assignment, to its worker
+    SPAWN = auto()  # a process for it
+    FENCE = auto()  # its slot; report the verdict with `judged`
+    LOOK = auto()  # at its slot; report the verdict with `judged`
+    KILL = auto()  # the process that holds its slot or its socket
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One thing to do for the agent of this index."""
+
+    do: Do
+    index: int
+
+
+@dataclass(slots=True)
+class _Part:
+    """An agent's standing. `look_s` is when its slot is to be looked at (again)."""
+
+    state: AgentState = AgentState.WAITING
+    attached: bool = False
+    sent: bool = False
+    incarnations: int = 0
+    claimed_s: float = 0.0
+    look_s: float | None = None
+    killed: bool = False
+    ended: Ended | None = None
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Assignment:
+    """A request under one epoch. `lost_deliveries` are indices that a lab fault never reaches."""
+
+    request: Request
+    epoch: int
+    run_limit_s: float
+    lost_deliveries: frozenset[int] = frozenset()
+    swarm_id: str = ""
+    _parts: list[_Part] = field(init=False)
+    _open: int = field(init=False)
+    _unclaimed: int = field(init=False)
+    _last_ack_s: float = 0.0
+    _last_end_s: float = 0.0
+    _given_up: str = ""  # why what is not claimed is to be fenced
+    _deadline_passed: bool = False
+
+    def __post_init__(self) -> None:
+        self._parts = [_Part() for _ in self.request.agents]
+        self._open = self._unclaimed = len(self._parts)
+
+    # What a hub asks
+
+    @property
+    def complete(self) -> bool:
+        """Every agent is in a final state."""
+        return self._open == 0
+
+    @property
+    def unclaimed(self) -> int:
+        """Agents that may still start."""
+        return self._unclaimed
+
+    def state(self, index: int) -> AgentState:
+        """An agent's state."""
+        return self._parts[index].state
+
+    def outcome(self, now_s: float) -> Coordination:
+        """The states as of now."""
+        request = self.request
+        acknowledged = self._last_ack_s if self._unclaimed == 0 and self._last_ack_s else now_s
+        if self._deadline_passed:
+            acknowledged = request.deadline_at_s
+        finished = self._last_end_s if self.complete and self._last_end_s else now_s
+        return Coordination(
+            task_id=request.task_id,
+            swarm_id=self.swarm_id,
+            coordination_time_ms=max(0.0, acknowledged - request.accepted_at_s) * 1000,
+            total_time_ms=max(0.0, finished - request.accepted_at_s) * 1000,
+            results=tuple(map(_result, request.agents, self._parts)),
+        )
+
+    # What happens
+
+    def begin(self) -> list[Order]:
+        """A new request for a swarm that does not exist yet: nothing can be in the journal."""
+        for part in self._parts:
+            part.incarnations = 1
+        return [Order(Do.SPAWN, index) for index in range(len(self._parts))]
+
+    def attached(self, index: int) -> list[Order]:
+        """A worker of this agent can be reached."""
+        part = self._parts[index]
+        part.attached, part.sent, part.look_s = True, False, None
+        if part.state in FINAL_STATES or index in self.lost_deliveries:
+            return []
+        return [Order(Do.SEND, index)]
+
+    def sent(self, index: int, now_s: float, *, taken: bool) -> None:
+        """The worker's socket took the assignment, or it is to be sent again."""
+        part = self._parts[index]
+        part.sent = taken
+        part.look_s = None if taken else now_s + RESEND_S
+
+    def claimed(self, index: int, epoch: int, now_s: float) -> None:
+        """The worker acknowledged."""
+        if epoch == self.epoch and self._parts[index].state is AgentState.WAITING:
+            self._running(index, now_s)
+
+    def ended(self, index: int, epoch: int, ended: Ended, now_s: float) -> None:
+        """The worker answered. A late or repeated answer changes nothing."""
+        if epoch == self.epoch and self._parts[index].state not in FINAL_STATES:
+            self._end(index, ended, now_s)
+
+    def refused(self, index: int, epoch: int) -> list[Order]:
+        """The worker may not start it: the slot says why."""
+        if epoch != self.epoch or self._parts[index].state in FINAL_STATES:
+            return []
+        return [Order(Do.LOOK, index)]
+
+    def missing(self, index: int) -> list[Order]:
+        """No worker can be reached (at the start, after its end, after a restart of the hub)."""
+        part = self._parts[index]
+        part.attached = part.sent = False
+        if part.state in FINAL_STATES:
+            return []
+        return [Order(Do.LOOK, index)]
+
+    def spawning_failed(self, index: int, reason: str) -> list[Order]:
+        """No process could be made for it."""
+        part = self._parts[index]
+        if part.state is not AgentState.WAITING:
+            return []
+        part.reason = reason
+        part.incarnations = MAX_INCARNATIONS
+        return [Order(Do.FENCE, index)]
+
+    def judged(self, index: int, verdict: Verdict, now_s: float) -> list[Order]:
+        """What the agent's slot says, after FENCE or LOOK."""
+        part = self._parts[index]
+        if part.state in FINAL_STATES:
+            return []
+        match verdict.standing:
+            case Standing.ENDED:
+                if verdict.ended is None:
+                    raise IllegalTransition(f"agent {self.request.agents[index]}: an end without an end")
+                self._end(index, verdict.ended, now_s)
+            case Standing.FENCED:
+                self._settle(index, AgentState.UNDELIVERED, now_s)
+            case Standing.ORPHANED:
+                part.reason = "its process died before it gave a result"
+                self._settle(index, AgentState.UNKNOWN, now_s)
+            case Standing.RUNNING:
+                if part.state is AgentState.WAITING:
+                    self._running(index, now_s)
+                if not part.attached:
+                    part.look_s = now_s + LOOK_S
+            case Standing.LOCKED:
+                part.look_s = now_s + LOOK_S
+                if self._given_up:
+                    return [Order(Do.KILL, index)]
+            case Standing.UNCLAIMED:
+                return self._unstarted(index)
+        return []
+
+    def give_up_unclaimed(self, reason: str) -> list[Order]:
+        """Fence whatever is not claimed: the deadline, a revocation or a shutdown."""
+        self._given_up = self._given_up or reason
+        return [
+            Order(Do.FENCE, index)
+            for index, part in enumerate(self._parts)
+            if part.state is AgentState.WAITING
+        ]
+
+    def tick(self, now_s: float) -> list[Order]:
+        """What is due: the deadline, looks and resends, agents far beyond their time limit."""
+        orders: list[Order] = []
+        if now_s >= self.request.deadline_at_s and self._unclaimed and not self._given_up:
+            self._deadline_passed = True
+            orders += self.give_up_unclaimed(f"no acknowledgement within {self.request.deadline_ms} ms")
+        for index, part in enumerate(self._parts):
+            if part.state in FINAL_STATES:
+                continue
+            if part.look_s is not None and now_s >= part.look_s:
+                part.look_s = None
+                if part.state is AgentState.WAITING and self._given_up:
+                    orders.append(Order(Do.FENCE, index))
+                elif part.attached and not part.sent:
+                    orders.append(Order(Do.SEND, index))
+                else:
+                    orders.append(Order(Do.LOOK, index))
+            if (
+                part.state is AgentState.RUNNING
+                and not part.killed
+                and now_s >= self.overdue_s(part.claimed_s)
+            ):
+                part.killed = True
+                part.look_s = now_s + LOOK_S
+                orders.append(Order(Do.KILL, index))
+        return orders
+
+    def next_s(self) -> float | None:
+        """When `tick` has something to do next; None when nothing is left."""
+        times = [] if self._given_up or not self._unclaimed else [self.request.deadline_at_s]
+        for part in self._parts:
+            if part.state not in FINAL_STATES and part.look_s is not None:
+                times.append(part.look_s)
+            if part.state is AgentState.RUNNING and not part.killed:
+                times.append(self.overdue_s(part.claimed_s))
+        return min(times, default=None)
+
+    def overdue_s(self, claimed_s: float) -> float:
+        """When an agent that was claimed then is far beyond its own time limit."""
+        return claimed_s + self.run_limit_s + OVERDUE_S
+
+    # Inside
+
+    def _unstarted(self, index: int) -> list[Order]:
+        part = self._parts[index]
+        if self._given_up:
+            return [Order(Do.FENCE, index)]
+        if part.attached:
+            return []
+        if part.incarnations >= MAX_INCARNATIONS:
+            part.reason = part.reason or f"{part.incarnations} processes died before they started it"
+            return [Order(Do.FENCE, index)]
+        part.incarnations += 1
+        return [Order(Do.SPAWN, index)]
+
+    def _running(self, index: int, now_s: float) -> None:
+        self._move(index, AgentState.RUNNING)
+        self._parts[index].claimed_s = self._last_ack_s = now_s
+        self._unclaimed -= 1
+
+    def _end(self, index: int, ended: Ended, now_s: float) -> None:
+        part = self._parts[index]
+        part.ended, part.reason = ended, ended.text
+        if part.state is AgentState.WAITING:
+            self._last_ack_s = now_s
+        self._settle(index, ended.state, now_s)
+
+    def _settle(self, index: int, state: AgentState, now_s: float) -> None:
+        part = self._parts[index]
+        if state is AgentState.UNDELIVERED:
+            part.reason = part.reason or self._given_up
+        if part.state is AgentState.WAITING:
+            self._unclaimed -= 1
+        self._move(index, state)
+        self._open -= 1
+        self._last_end_s = now_s
+        if state in (AgentState.UNDELIVERED, AgentState.UNKNOWN) and not self._last_ack_s:
+            self._last_ack_s = now_s
+
+    def _move(self, index: int, state: AgentState) -> None:
+        part = self._parts[index]
+        if state not in _LEGAL.get(part.state, frozenset()):
+            raise IllegalTransition(f"agent {self.request.agents[index]}: {part.state} to {state}")
+        part.state = state
+
+
+def _result(agent: str, part: _Part) -> AgentResult:
+    ended = part.ended
+    return AgentResult(
+        agent=agent,
+        state=part.state,
+        exit_code=None if ended is None else ended.exit_code,
+        output="" if ended is None else ended.output.decode(errors="replace"),
+        reason=part.reason,
+    )

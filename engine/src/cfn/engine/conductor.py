@@ -1,0 +1,220 @@
+"""The conductor: owns swarms, runs coordinations, answers clients, and is the hub of the flat topology.
+
+One thread, one loop. A crash loses nothing: requests, claims, swarms and inboxes are in tmpfs, the
+workers' sockets with the spawner. A clean stop drains, reports what is undelivered, and leaves
+nothing to be replayed.
+"""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+from cfn.config import Config, render_env
+from cfn.config_follower import ConfigFollower, write_atomically
+from cfn.engine import verbs
+from cfn.engine.clients import Client, Clients
+from cfn.engine.coordinations import MAX_QUEUED, MAX_RUNNING, Coordinations
+from cfn.engine.guard import one_at_a_time, own_folder, serve_at
+from cfn.engine.hub import Hub
+from cfn.engine.log import log
+from cfn.engine.loop import READ, Loop
+from cfn.engine.notify import notify, watchdog_interval_s
+from cfn.engine.spawner_link import SpawnerLink
+from cfn.engine.store import Store, replace
+from cfn.engine.swarms import Swarms
+from cfn.errors import RefusedError
+from cfn.paths import Paths
+from cfn.release import lab_fault, version
+
+DRAIN_S = 5.0  # for running requests to end by themselves at a clean stop
+END_S = 4.0  # for what still runs then to be stopped; the unit's TimeoutStopSec must exceed both
+_POLL_S = 1.0  # of the configuration
+
+
+class Conductor:
+    """The process's one object. Raises CfnError at start when it may not or cannot serve."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        fault = lab_fault(paths)
+        for folder in (paths.shm, paths.run, paths.state / "conductor"):
+            own_folder(folder)
+        self._lock = one_at_a_time(paths.shm / "conductor.lock", "conductor")
+        self._generation = _next_generation(paths)
+        self._follower = ConfigFollower(paths.config, paths.state / "conductor" / "config.last-good")
+        self._render()
+        self._loop = Loop()
+        self.coordinations = Coordinations(Store(paths.shm), lambda: self.config, fault, self._generation)
+        self._link = SpawnerLink(self._loop, paths, self._generation)
+        self._hub = Hub(self._loop, self._link, self.coordinations.completed)
+        self.coordinations.use(self._hub)
+        self.swarms = Swarms(paths.shm, self._hub, self._generation)
+        self._stopping_since: float | None = None
+        self._reload = False
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._loop.add(self._wake_read, READ, self._woken)
+        self.coordinations.replay()
+        self._link.start(self._hub)
+        self.swarms.restore()
+        self._clients = Clients(
+            self._loop, serve_at(paths.conductor_socket, socket.SOCK_STREAM), self._requested
+        )
+        if fault.slow_ms or fault.lose_pct:
+            log("this release carries a lab fault", slow_ms=fault.slow_ms, lose_pct=fault.lose_pct)
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self._follower.config
+
+    def run(self) -> None:
+        """Serve until SIGTERM, then stop cleanly. Signal handlers only leave a note."""
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._terminated)
+        signal.signal(signal.SIGINT, self._terminated)
+        signal.signal(signal.SIGHUP, self._hung_up)
+        longest_s = min(_POLL_S, watchdog_interval_s() or _POLL_S)
+        notify("READY=1")
+        log(
+            "conductor started",
+            pid=os.getpid(),
+            generation=self._generation,
+            release=version(),
+            replayed=self.coordinations.counters.replayed,
+        )
+        polled_s = time.monotonic()
+        while self._stopping_since is None:
+            self._turn(longest_s)
+            if self._reload or time.monotonic() - polled_s >= _POLL_S:
+                polled_s = time.monotonic()
+                self._poll_config()
+        self._stop(longest_s)
+
+    def accepting(self) -> None:
+        """Raises RefusedError while the conductor is stopping."""
+        if self._stopping_since is not None:
+            raise RefusedError("the conductor is stopping; ask again when it has started")
+
+    def health(self) -> dict[str, object]:
+        """How the engine stands."""
+        counters = self.coordinations.counters
+        problem = self._follower.problem
+        if self.config.topology != "flat":
+            problem = "; ".join(
+                filter(None, [problem, f"topology {self.config.topology} is not available in this release"])
+            )
+        return {
+            "pid": os.getpid(),
+            "release": version(),
+            "epoch": self._generation,
+            "topology": "flat",
+            "max_agents": self.config.max_agents,
+            "swarms": [
+                {"swarm_id": swarm.swarm_id, "agents": len(swarm.members)} for swarm in self.swarms.all
+            ],
+            "agents_active": self._hub.live_agents,
+            "open_requests": self.coordinations.open,
+            "queue_depths": {
+                "coordinations": self.coordinations.queued,
+                "inboxes": self.swarms.waiting_messages,
+            },
+            "bounds": {"running": MAX_RUNNING, "queued": MAX_QUEUED},
+            "config_problem": problem,
+            "spawner": "up" if self._link.up else "down",
+            "spawner_pid": self._link.pid if self._link.up else 0,
+            "counters": {
+                "accepted": counters.accepted,
+                "completed": counters.completed,
+                "refused": counters.refused,
+                "replayed": counters.replayed,
+                "repeated": counters.repeated,
+                "agents": dict(counters.agents),
+            },
+        }
+
+    # One turn
+
+    def _turn(self, longest_s: float) -> None:
+        self._loop.turn(longest_s)
+        self.coordinations.pump()
+        notify("WATCHDOG=1")
+
+    def _requested(self, client: Client, value: dict[str, object]) -> None:
+        verbs.serve(self, client, value)
+        self.coordinations.pump()
+
+    def _woken(self, _events: int) -> None:
+        os.read(self._wake_read, 4_096)
+
+    def _terminated(self, *_: object) -> None:
+        self._stopping_since = time.monotonic()
+
+    def _hung_up(self, *_: object) -> None:
+        self._reload = True
+
+    def _poll_config(self) -> None:
+        self._reload = False
+        before = self._follower.problem
+        if self._follower.poll():
+            log("configuration changed", max_agents=self.config.max_agents, epoch=self.config.epoch)
+            self._render()
+        if self._follower.problem and self._follower.problem != before:
+            log("configuration problem", problem=self._follower.problem)
+
+    def _render(self) -> None:
+        try:
+            write_atomically(self._paths.env, render_env(self.config), mode=0o640)
+        except OSError as error:
+            log("the environment cannot be rendered", path=str(self._paths.env), reason=str(error))
+
+    # The end
+
+    def _stop(self, longest_s: float) -> None:
+        """Drain, then give up what is not claimed, then stop what runs; every caller is told."""
+        notify("STOPPING=1")
+        open_requests = self.coordinations.open
+        self._until(lambda: self.coordinations.open == 0, DRAIN_S, longest_s)
+        self.coordinations.give_up_all("the conductor was stopped")
+        swarms = list(self._hub.swarms.values())
+        for swarm in swarms:
+            self._hub.stop_swarm(swarm)
+        kept = [swarm for swarm in swarms if swarm.kept]
+        for swarm in kept:
+            self.swarms.shutdown(swarm, time.monotonic(), lambda _agents, _undrained: None)
+        self._until(lambda: not self._hub.swarms, END_S, longest_s)
+        for task_id in self._hub.running:  # claimed, and not ending: what is killed now is unknown
+            log("stopped while it ran", task_id=task_id)
+            self._hub.kill_running(task_id)
+        self._until(lambda: not self._hub.swarms, 1.0, longest_s)
+        self._until(lambda: not self._clients.unsent, 1.0, longest_s)
+        self._clients.close()
+        self._paths.conductor_socket.unlink(missing_ok=True)
+        agents = self.coordinations.counters.agents
+        log(
+            "conductor stopped",
+            drained=open_requests,
+            left_open=self.coordinations.open,
+            undelivered=agents.get("undelivered", 0),
+            unknown=agents.get("unknown", 0),
+        )
+
+    def _until(self, satisfied: Callable[[], bool], limit_s: float, longest_s: float) -> None:
+        limit = time.monotonic() + limit_s
+        while not satisfied() and time.monotonic() < limit:
+            self._turn(min(longest_s, 0.05))
+
+
+def _next_generation(paths: Paths) -> int:
+    """The conductor's generation: higher than any before it since boot. Call with the lock held."""
+    path = paths.shm / "generation"
+    try:
+        generation = int(path.read_text()) + 1
+    except (FileNotFoundError, ValueError):
+        # Lost or never there: the clock is ahead of any count, and workers refuse lower ones.
+        generation = int(time.time())
+    replace(path, str(generation))
+    return generation

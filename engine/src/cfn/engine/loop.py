@@ -1,0 +1,77 @@
+"""A readiness loop: descriptors, timers and queued signals, one thread, nothing else."""
+
+import heapq
+import itertools
+import select
+import time
+from collections.abc import Callable
+
+READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
+
+Handler = Callable[[int], None]
+
+
+class Timer:
+    """A call that is due at a time; `cancel` makes it nothing."""
+
+    __slots__ = ("action",)
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action: Callable[[], None] | None = action
+
+    def cancel(self) -> None:
+        """The call will not be made."""
+        self.action = None
+
+
+class Loop:
+    """Waits on descriptors and timers and calls their handlers. Owns no descriptor but its epoll.
+
+    A descriptor must be removed before it is closed: a duplicate elsewhere would keep it in epoll.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+
+    def add(self, descriptor: int, events: int, handler: Handler) -> None:
+        """Call `handler(ready events)` whenever one of `events` (or an error, or the end) is there."""
+        self._epoll.register(descriptor, events)
+        self._handlers[descriptor] = handler
+
+    def change(self, descriptor: int, events: int) -> None:
+        """Wait for other events on a descriptor."""
+        self._epoll.modify(descriptor, events)
+
+    def remove(self, descriptor: int) -> None:
+        """Forget a descriptor; call it before closing it. Nothing happens for an unknown one."""
+        if self._handlers.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    def at(self, when_s: float, action: Callable[[], None]) -> Timer:
+        """Call `action` once, at a time of the monotonic clock (seconds) or soon after."""
+        timer = Timer(action)
+        heapq.heappush(self._timers, (when_s, next(self._order), timer))
+        return timer
+
+    def turn(self, longest_s: float) -> None:
+        """Wait for at most `longest_s` seconds, then handle everything that is ready and due."""
+        now = time.monotonic()
+        if self._timers:
+            longest_s = min(longest_s, max(0.0, self._timers[0][0] - now))
+        for descriptor, events in self._epoll.poll(longest_s, 256):
+            handler = self._handlers.get(descriptor)  # an earlier handler of this turn may have removed it
+            if handler is not None:
+                handler(events)
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            action = heapq.heappop(self._timers)[2].action
+            if action is not None:
+                action()
+
+    def close(self) -> None:
+        """Close the epoll descriptor."""
+        self._epoll.close()

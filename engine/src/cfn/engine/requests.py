@@ -1,0 +1,95 @@
+"""Read and check what clients ask: every field, before anything is done."""
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cfn.config import Config
+from cfn.errors import RefusedError, UsageError
+from cfn.ids import agent_ids, check_id
+
+MAX_BODY_BYTES = 131_072
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coordinate:
+    """A request to coordinate. `swarm_id` is empty for a swarm of its own."""
+
+    task_id: str
+    number: int
+    named: tuple[str, ...]
+    payload: bytes
+    deadline_ms: int
+    swarm_id: str
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """The agents' ids; check `number` against the bounds first."""
+        return self.named or tuple(agent_ids(self.number))
+
+
+def text_id(value: Mapping[str, Any], field: str, kind: str, default: str | None = None) -> str:
+    """An identifier. Raises IdError or UsageError."""
+    found = value.get(field, default)
+    if found is None or not isinstance(found, str):
+        raise UsageError(f"{field}: a {kind} id is needed")
+    return found if found == default else check_id(kind, found)
+
+
+def count(value: Mapping[str, Any], field: str = "agents") -> int:
+    """A number of agents, from 1. Raises UsageError."""
+    found = value.get(field)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise UsageError(f"{field}: {found!r} is refused; a whole number from 1 is needed")
+    return found
+
+
+def within_stage(agents: int, config: Config) -> None:
+    """Raises RefusedError for more agents than the stage allows."""
+    if agents > config.max_agents:
+        raise RefusedError(f"{agents} agents: this stage allows at most {config.max_agents} (CFN_MAX_AGENTS)")
+
+
+def body(value: Mapping[str, Any], field: str, limit: int) -> bytes:
+    """Bytes sent as base64; empty when absent. Raises UsageError, or RefusedError over `limit`."""
+    found = value.get(field, "")
+    try:
+        raw = base64.b64decode(found, validate=True) if isinstance(found, str) else None
+    except (binascii.Error, ValueError):
+        raw = None
+    if raw is None:
+        raise UsageError(f"{field}: base64 is needed")
+    if len(raw) > limit:
+        raise RefusedError(f"payload of {len(raw)} bytes: at most {limit} are allowed (CFN_MAX_PAYLOAD)")
+    return raw
+
+
+def coordinate(value: Mapping[str, Any], config: Config) -> Coordinate:
+    """Read a `coordinate` request, except for the stage's bound (a known id is answered anyway).
+
+    Raises UsageError, IdError, RefusedError.
+    """
+    listed = value.get("agent_ids")
+    named: tuple[str, ...] = ()
+    if listed is None:
+        number = count(value)
+    elif isinstance(listed, list) and listed and all(isinstance(agent, str) for agent in listed):
+        named = tuple(check_id("agent", agent) for agent in listed)
+        number = len(named)
+        if len(set(named)) != number:
+            raise UsageError("agent_ids: an agent is named twice")
+    else:
+        raise UsageError("agent_ids: a list of at least one agent id is needed")
+    deadline = value.get("deadline_ms", config.coordination_deadline_ms)
+    if isinstance(deadline, bool) or not isinstance(deadline, int) or not 1 <= deadline <= 3_600_000:
+        raise UsageError(f"deadline_ms: {deadline!r} is refused; 1 to 3600000 are allowed")
+    return Coordinate(
+        task_id=text_id(value, "task_id", "task"),
+        number=number,
+        named=named,
+        payload=body(value, "payload_b64", config.max_payload_bytes),
+        deadline_ms=deadline,
+        swarm_id=text_id(value, "swarm_id", "swarm", ""),
+    )

@@ -1,0 +1,211 @@
+"""What a client can ask the conductor, one function for each verb, and how answers read as text."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from cfn.coordination import AgentState, Coordination
+from cfn.engine import requests
+from cfn.engine.clients import Client
+from cfn.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOT_DELIVERED, UsageError
+
+if TYPE_CHECKING:
+    from cfn.engine.conductor import Conductor
+
+Value = Mapping[str, Any]
+
+
+def as_text(outcome: Coordination) -> str:
+    """A coordination as `message-bus.sh coordinate` prints it; other programs parse this line."""
+    agents = outcome.agents - outcome.count(AgentState.UNDELIVERED, AgentState.WAITING)
+    return (
+        f"delivery_rate={outcome.delivery_rate_pct:.1f} agents_coordinated={agents} "
+        f"coordination_time_ms={outcome.coordination_time_ms:.1f}"
+    )
+
+
+def exit_code(outcome: Coordination) -> int:
+    """0 when every agent claimed the task, 4 otherwise."""
+    undelivered = outcome.count(AgentState.UNDELIVERED, AgentState.WAITING)
+    return EXIT_NOT_DELIVERED if undelivered else EXIT_DONE
+
+
+def _finish(client: Client, value: Value, outcome: Coordination) -> None:
+    text = as_text(outcome) if value.get("format") == "text" else None
+    client.finish(outcome.as_json(), text=text, exit_code=exit_code(outcome))
+
+
+def coordinate(conductor: "Conductor", client: Client, value: Value) -> None:
+    """Run a coordination, or join a known one."""
+    conductor.accepting()
+    asked = requests.coordinate(value, conductor.config)
+    answers: list[Coordination] = []
+
+    def told(outcome: Coordination) -> None:
+        answers.append(outcome)
+        if said:
+            _finish(client, value, outcome)
+
+    said = False
+    state = conductor.coordinations.coordinate(asked, told)
+    if value.get("format") != "text":
+        client.say({"state": "accepted" if state == "running" else state, "task_id": asked.task_id})
+    said = True
+    if answers:
+        _finish(client, value, answers[0])
+    else:
+        client.on_close.append(lambda: conductor.coordinations.forget(asked.task_id, told))
+
+
+def result(conductor: "Conductor", client: Client, value: Value) -> None:
+    """A request's states as of now."""
+    task_id = requests.text_id(value, "task_id", "task")
+    _known(client, value, task_id, conductor.coordinations.now(task_id))
+
+
+def revoke(conductor: "Conductor", client: Client, value: Value) -> None:
+    """Let nothing more of a request start, and tell what had started."""
+    task_id = requests.text_id(value, "task_id", "task")
+    if not conductor.coordinations.revoke(task_id, lambda outcome: _finish(client, value, outcome)):
+        _known(client, value, task_id, None)
+
+
+def _known(client: Client, value: Value, task_id: str, outcome: Coordination | None) -> None:
+    if outcome is not None:
+        _finish(client, value, outcome)
+        return
+    error = f"task {task_id} is not known here"
+    text = error if value.get("format") == "text" else None
+    client.finish(
+        {"error": error, "exit_code": EXIT_FAILED, "absent": True}, text=text, exit_code=EXIT_FAILED
+    )
+
+
+def health(conductor: "Conductor", client: Client, _value: Value) -> None:
+    """How the engine stands; the collector, the router and `cfn status` read it."""
+    client.finish(conductor.health())
+
+
+def initialise(conductor: "Conductor", client: Client, value: Value) -> None:
+    """Make a swarm that is kept."""
+    conductor.accepting()
+    agents = requests.count(value)
+    requests.within_stage(agents, conductor.config)
+    swarm_id = requests.text_id(value, "swarm_id", "swarm", "")
+
+    def ready(found: str, live: int, reason: str) -> None:
+        answer = {"swarm_id": found, "agents": agents, "live": live, "reason": reason}
+        text = f"swarm_id={found} agents={live}" + (f"\n{reason}" if reason else "")
+        code = EXIT_DONE if live == agents else EXIT_NOT_DELIVERED
+        client.finish(answer, text=text if value.get("format") == "text" else None, exit_code=code)
+
+    conductor.swarms.initialise(agents, swarm_id, ready)
+
+
+def broadcast(conductor: "Conductor", client: Client, value: Value) -> None:
+    """Send a message to every agent of a swarm."""
+    swarm = conductor.swarms.named(requests.text_id(value, "swarm_id", "swarm", ""))
+    kind = requests.text_id(value, "type", "message type")
+    body = requests.body(value, "body_b64", conductor.config.max_payload_bytes)
+
+    def done(sent: int, delivered: int) -> None:
+        answer = {"swarm_id": swarm.swarm_id, "type": kind, "sent": sent, "delivered": delivered}
+        code = EXIT_DONE if sent == delivered else EXIT_NOT_DELIVERED
+        text = f"sent={sent} delivered={delivered}" if value.get("format") == "text" else None
+        client.finish(answer, text=text, exit_code=code)
+
+    conductor.swarms.broadcast(swarm, kind, body, done)
+
+
+def status(conductor: "Conductor", client: Client, value: Value) -> None:
+    """One line for each agent of a swarm."""
+    swarm = conductor.swarms.named(requests.text_id(value, "swarm_id", "swarm", ""))
+    agents = conductor.swarms.status(swarm)
+    text = None
+    if value.get("format") == "text":
+        text = "\n".join(
+            " ".join([row["agent"], row["state"], f"inbox={row['inbox']}", *row["acknowledged"]])
+            for row in agents
+        )
+    client.finish({"swarm_id": swarm.swarm_id, "agents": agents}, text=text)
+
+
+def send(conductor: "Conductor", client: Client, value: Value) -> None:
+    """Put a message into an agent's inbox."""
+    swarm = conductor.swarms.named(requests.text_id(value, "swarm_id", "swarm", ""))
+    number = conductor.swarms.send(
+        swarm,
+        sender=requests.text_id(value, "from", "agent"),
+        receiver=requests.text_id(value, "to", "agent"),
+        kind=requests.text_id(value, "type", "message type"),
+        payload=requests.body(value, "payload_b64", conductor.config.max_payload_bytes),
+        bound=conductor.config.max_inbox_messages,
+    )
+    text = f"message={number}" if value.get("format") == "text" else None
+    client.finish({"message": number}, text=text)
+
+
+def receive(conductor: "Conductor", client: Client, value: Value) -> None:
+    """Take everything out of an agent's inbox."""
+    swarm = conductor.swarms.named(requests.text_id(value, "swarm_id", "swarm", ""))
+    agent = requests.text_id(value, "agent", "agent")
+    messages = conductor.swarms.inbox(swarm, agent)
+    rows = [message.as_json() for message in messages]
+    text = None
+    if value.get("format") == "text":
+        text = "\n".join(
+            f"{row['message']} {row['from']} {row['type']} {row['payload_b64']}".rstrip() for row in rows
+        )
+    client.finish({"agent": agent, "messages": rows}, text=text)
+    conductor.swarms.drained(swarm, agent, messages)
+
+
+def shutdown(conductor: "Conductor", client: Client, value: Value) -> None:
+    """End a swarm."""
+    swarm = conductor.swarms.named(requests.text_id(value, "swarm_id", "swarm", ""))
+
+    def ended(agents: int, undrained: int) -> None:
+        answer = {"swarm_id": swarm.swarm_id, "agents": agents, "undrained": undrained}
+        text = f"swarm_id={swarm.swarm_id} agents={agents} undrained={undrained}"
+        client.finish(answer, text=text if value.get("format") == "text" else None)
+
+    conductor.swarms.shutdown(swarm, time.monotonic(), ended)
+
+
+def join(conductor: "Conductor", client: Client, value: Value) -> None:
+    """Become an agent of a swarm over this connection (external.py)."""
+    conductor.accepting()
+    swarm = conductor.swarms.named(requests.text_id(value, "swarm_id", "swarm", ""))
+    conductor.swarms.join(
+        swarm, requests.text_id(value, "agent", "agent"), client, as_text=value.get("format") == "text"
+    )
+
+
+def task(conductor: "Conductor", client: Client, value: Value) -> None:
+    """What an agent that joined says about its task: `claim` or `result`."""
+    conductor.swarms.said(client, value)
+
+
+VERBS: Mapping[str, Callable[["Conductor", Client, Value], None]] = {
+    "broadcast": broadcast,
+    "coordinate": coordinate,
+    "health": health,
+    "init": initialise,
+    "join": join,
+    "recv": receive,
+    "result": result,
+    "revoke": revoke,
+    "send": send,
+    "shutdown": shutdown,
+    "status": status,
+    "task": task,
+}
+
+
+def serve(conductor: "Conductor", client: Client, value: Value) -> None:
+    """Handle one request. Raises CfnError for what is refused, OSError when resources are out."""
+    verb = value.get("verb")
+    handler = VERBS.get(verb) if isinstance(verb, str) else None
+    if handler is None:
+        raise UsageError(f"verb {verb!r} is unknown; known: {', '.join(VERBS)}")
+    handler(conductor, client, value)
