@@ -84,10 +84,14 @@ def flip(path: Path, order: Order, router: RouterClient, *, check: bool, wait_s:
     """
     seen = _ask(router)
     began_s = time.monotonic()
-    with _locked(path):
-        done = plan(_read(path), order, source=str(path))
-        if done.text is not None and not check:
-            _replace(path, done.text)
+    if order.reads_only:
+        config = config_in_force(path, seen)
+        done = Plan(before=config, after=config, text=None)
+    else:
+        with _locked(path):
+            done = plan(_read(path), order, source=str(path))
+            if done.text is not None and not check:
+                _replace(path, done.text)
     acting = not order.reads_only and not check
     after = _confirm(done.after, router, began_s + wait_s, changed=done.text is not None) if acting else seen
     in_force = check and done.text is not None
@@ -100,6 +104,23 @@ def flip(path: Path, order: Order, router: RouterClient, *, check: bool, wait_s:
         "observed": after.get("observed", {}) if after else {},
         "observed_share_pct": after.get("observed_share_pct") if after else None,
     }
+
+
+def config_in_force(path: Path, status: dict[str, Any] | None) -> Config:
+    """The version, percentage and epoch in force. A file that is refused, or gone, leaves what the
+    running router reports; without a router, V1 where there is no file yet. Raises ConfigError."""
+    try:
+        return parse(_read(path), source=str(path)).config
+    except ConfigError:
+        if status is not None:
+            return Config(
+                coordination_version=status["version"],
+                traffic_pct=Decimal(str(status["traffic_pct"])),
+                epoch=status["epoch"],
+            )
+        if path.exists():
+            raise
+        return Config()
 
 
 def _state(config: Config, status: dict[str, Any] | None) -> dict[str, Any]:

@@ -35,7 +35,8 @@ class Gate:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            await asyncio.wait_for(turn, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await turn
         except BaseException:
             # The slot may have been handed over in the very moment of giving up.
             if turn.done() and not turn.cancelled():

@@ -16,6 +16,8 @@ from cfn.router.request import Request
 
 ASK_TIME_S = 2.0
 _AGAIN_S = 0.05
+# A revocation is tried for at least this long, also beyond the deadline.
+_REVOKE_S = 1.0
 _LINE_LIMIT_BYTES = 512 * 1024 * 1024
 # Beyond an agent's own time limit, for its end to be reported.
 _REPORT_GRACE_S = 5.0
@@ -134,7 +136,7 @@ class V2:
         longer knows the task, nothing is certain, and every agent is unknown."""
         loop = asyncio.get_running_loop()
         question = {"verb": "revoke", "task_id": task.request.task_id}
-        give_up_s = max(task.deadline_s, loop.time() + ASK_TIME_S)
+        give_up_s = max(task.deadline_s, loop.time() + _REVOKE_S)
         while True:
             try:
                 answer = await self.ask(
