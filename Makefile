@@ -35,7 +35,7 @@ lab-up: $(VENV)/.ready ## Start the lab: three real systemd hosts on this machin
 
 .PHONY: lab-down
 lab-down: ## Remove every lab that these targets start
-	@if [ -x $(VENV)/bin/lab ]; then lab down --inventory inventories/lab && lab down --name molecule; fi
+	@if [ -x $(VENV)/bin/lab ]; then lab down && lab down --name molecule; fi
 
 .PHONY: demo
 demo: artifact ## Lab, stage 1 under a live load, gate, a degraded release, rollback

@@ -37,7 +37,7 @@ def up(
     with locked(where.lock, timeout_s=LOCK_TIMEOUT_S, what=f"the lab {where.name}",
                 waiting=lambda: progress.waiting("another command works on this lab")):  # fmt: skip
         former = state.load(where)
-        if former is None and wanted is None:
+        if wanted is None and not (former and former.hosts):
             wanted = _read_spec(DEMO_SPEC, progress)
         image_hash = image.ensure(where.cache_root, progress)
         statuses = {name: host.status(where, name, layout) for name in (former.hosts if former else {})}

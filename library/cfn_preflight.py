@@ -15,9 +15,9 @@ description:
 options:
   needs:
     description: >-
-      What the stage requires: C(shm_mb), C(nofile), C(memory_total_mb),
-      C(memory_available_advice_mb), C(cores_advice), C(bash_major), C(systemd_version),
-      C(python_version), C(opt_free_mb), C(log_free_mb), C(clock_skew_s).
+      What the stage requires: C(shm_mb), C(nofile), C(memory_mb), C(memory_level) (required or
+      advice), C(cores), C(bash_major), C(systemd_version), C(python_version), C(opt_free_mb),
+      C(log_free_mb), C(clock_skew_s).
     type: dict
     required: true
   controller_time_s:

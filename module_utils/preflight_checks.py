@@ -44,7 +44,6 @@ def gather(controller_time_s: float, now_s: float) -> dict[str, Any]:
         "shm_folder": _shm_folder(Path("/dev/shm/cfn")),  # noqa: S108 - the place that is checked
         "nofile": _hard_limit("Max open files"),
         "memory_total_mb": _meminfo_mb("MemTotal"),
-        "memory_available_mb": _meminfo_mb("MemAvailable"),
         "cores": os.cpu_count(),
         "bash_version": _version(["bash", "--version"]),
         "systemd_version": _version(["systemctl", "--version"]),
@@ -62,9 +61,9 @@ def gather(controller_time_s: float, now_s: float) -> dict[str, Any]:
 def judge(facts: Mapping[str, Any], needs: Mapping[str, Any]) -> list[Finding]:
     """Hold the facts against a stage's needs; every check is answered, good or bad.
 
-    `needs`: shm_mb, nofile, memory_total_mb, memory_available_advice_mb, cores_advice, bash_major,
-    systemd_version, python_version, opt_free_mb, log_free_mb, clock_skew_s. Those with `advice` in
-    their name stop nothing.
+    `needs`: shm_mb, nofile, memory_mb, memory_level, cores, bash_major, systemd_version,
+    python_version, opt_free_mb, log_free_mb, clock_skew_s. `memory_level` says whether memory is
+    required or advice; cores are advice; all else is required.
     """
     shm, nofile = needs["shm_mb"], needs["nofile"]
     return [
@@ -75,11 +74,15 @@ def judge(facts: Mapping[str, Any], needs: Mapping[str, Any]) -> list[Finding]:
         _at_least(
             facts, "nofile", nofile, "files", f"set DefaultLimitNOFILE={nofile} in /etc/systemd/system.conf"
         ),
-        _at_least(facts, "memory_total_mb", needs["memory_total_mb"], "MB", "add memory to the host"),
         _at_least(
-            facts, "memory_available_mb", needs["memory_available_advice_mb"], "MB", "free memory", "advice"
+            facts,
+            "memory_total_mb",
+            needs["memory_mb"],
+            "MB",
+            "add memory to the host",
+            needs["memory_level"],
         ),
-        _at_least(facts, "cores", needs["cores_advice"], "cores", "add cores to the host", "advice"),
+        _at_least(facts, "cores", needs["cores"], "cores", "add cores to the host", "advice"),
         _version_at_least(
             facts, "bash_version", f"{needs['bash_major']}.0", "install bash 4 or newer first on PATH"
         ),

@@ -16,26 +16,23 @@ Hostvars = Mapping[str, Mapping[str, Any]]
 
 
 def step(table: Mapping[str, Any], stage: str, kind: str, traffic: object) -> dict[str, Any]:
-    """The step of a stage that a percentage belongs to, with `traffic_pct` as it was asked for.
+    """The step of a stage that a percentage belongs to: its `name` and `traffic_pct`.
 
-    `kind` is that of the environment. In staging all of a synthetic load may go to V2; in
-    production the percentage picks the step. An empty `traffic` asks for the stage's first step as
-    the table has it. Raises AnsibleFilterError naming the value and what is allowed.
+    `kind` is that of the environment: in staging all of a synthetic load may go to V2. Null asks for
+    the table's own percentage. Raises AnsibleFilterError naming the value and what is allowed.
     """
-    steps = table[stage][kind]
-    if kind == "staging":
-        steps = [{**steps, "traffic_min_pct": 1, "traffic_max_pct": 100}]
-    if traffic is None:
-        return dict(steps[0])
-    allowed = f"{steps[0]['traffic_min_pct']} to {steps[-1]['traffic_max_pct']}"
-    if re.fullmatch(r"[0-9]{1,3}([.][0-9]{1,2})?", str(traffic)):
-        for candidate in steps:
-            if candidate["traffic_min_pct"] <= float(str(traffic)) <= candidate["traffic_max_pct"]:
-                return {**candidate, "traffic_pct": str(traffic)}
-    raise AnsibleFilterError(
-        f"traffic={traffic} is refused: {stage} takes a percentage from {allowed}, "
-        "with at most two decimals. Nothing was touched."
-    )
+    allowed = table[stage]["traffic"]
+    steps = table[stage][kind]["steps_pct"]
+    low, high = (1, 100) if kind == "staging" else (allowed["min_pct"], allowed["max_pct"])
+    default = steps[0] if kind == "staging" else allowed["default_pct"]
+    value = str(default if traffic is None else traffic)
+    if not re.fullmatch(r"[0-9]{1,3}([.][0-9]{1,2})?", value) or not low <= float(value) <= high:
+        raise AnsibleFilterError(
+            f"traffic={value} is refused: {stage} takes a percentage from {low} to {high}, "
+            "with at most two decimals. Nothing was touched."
+        )
+    name = next((str(pct) for pct in steps if float(value) <= pct), str(steps[-1]))
+    return {"name": "staging" if kind == "staging" else name, "traffic_pct": value}
 
 
 def next_epoch(hosts: Iterable[str], hostvars: Hostvars) -> int:
@@ -94,7 +91,7 @@ def gate_request(
         if answer.get("since")
     ]
     ordered = next((answer for answer in answers.values() if answer.get("version")), {})
-    in_force = step(table, stage, environment["kind"], _within(table, stage, environment["kind"], ordered))
+    judged = table[stage][environment["kind"]]
     evidence = {
         host: hostvars[host]["gate_metrics"]["evidence"]
         for host in hosts
@@ -104,7 +101,7 @@ def gate_request(
     return {
         "environment": environment["name"],
         "stage": stage,
-        "step": in_force["step"],
+        "step": _step_name(table, stage, environment["kind"], ordered.get("traffic_pct")),
         "asked_by": environment["asked_by"],
         "now": environment["now"],
         "since": max(since, default=environment["now"]),
@@ -113,19 +110,19 @@ def gate_request(
         "release": ", ".join(releases),
         "stage_table_sha256": _sha256(table),
         "time_factor": environment["time_factor"],
-        "window_s": in_force["window_s"],
-        "criteria": in_force["criteria"],
+        "window_s": judged["window_s"],
+        "criteria": judged["criteria"],
         "triggers": table[stage]["triggers"],
         "evidence": evidence,
     }
 
 
-def _within(table: Mapping[str, Any], stage: str, kind: str, ordered: Mapping[str, Any]) -> object:
-    """The traffic in force, or None (the stage's first step) where it belongs to another stage."""
+def _step_name(table: Mapping[str, Any], stage: str, kind: str, traffic: object) -> str:
+    """The name of the step in force, or its percentage where that belongs to another stage."""
     try:
-        return step(table, stage, kind, ordered.get("traffic_pct"))["traffic_pct"]
+        return str(step(table, stage, kind, traffic)["name"])
     except AnsibleFilterError:
-        return None
+        return str(traffic)
 
 
 def _sha256(value: object) -> str:

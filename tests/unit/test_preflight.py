@@ -11,9 +11,9 @@ from tests.conftest import RunModule
 NEEDS = {
     "shm_mb": 256,
     "nofile": 4096,
-    "memory_total_mb": 1024,
-    "memory_available_advice_mb": 512,
-    "cores_advice": 2,
+    "memory_mb": 1024,
+    "memory_level": "advice",
+    "cores": 2,
     "bash_major": 4,
     "systemd_version": "252",
     "python_version": "3.11",
@@ -28,7 +28,6 @@ FIT: dict[str, Any] = {
     "shm_folder": "fit",
     "nofile": 4096,
     "memory_total_mb": 1024,
-    "memory_available_mb": 512,
     "cores": 2,
     "bash_version": "5.2.15",
     "systemd_version": "252",
@@ -60,7 +59,6 @@ def test_a_fit_host_has_no_problem_and_every_fact_is_judged() -> None:
         ("programs_missing", ["socat"], "socat", "none"),
         ("shm_folder", "owned by user id 1000, not by cfn", "owned by user id 1000, not by cfn", "fit"),
         ("shm_free_mb", None, "nothing readable", "at least 128 MB"),
-        ("memory_total_mb", 512, "512 MB", "at least 1024 MB"),
         ("opt_free_mb", 12, "12 MB", "at least 100 MB"),
         ("clock_skew_s", 75.04, "75 s", "at most 10 s"),
     ],
@@ -71,10 +69,16 @@ def test_each_requirement_stops_a_rollout(fact: str, value: object, found: str, 
     assert bad.remedy
 
 
-@pytest.mark.parametrize("fact", ["cores", "memory_available_mb"])
+@pytest.mark.parametrize("fact", ["cores", "memory_total_mb"])
 def test_advice_does_not_stop_a_rollout(fact: str) -> None:
     (bad,) = [finding for finding in judge({**FIT, fact: 1}, NEEDS) if not finding.ok]
     assert bad.level == "advice"
+
+
+def test_memory_is_required_where_the_stage_says_so() -> None:
+    needs = {**NEEDS, "memory_level": "required"}
+    (bad,) = [finding for finding in judge({**FIT, "memory_total_mb": 512}, needs) if not finding.ok]
+    assert (bad.found, bad.required, bad.level) == ("512 MB", "at least 1024 MB", "required")
 
 
 def test_the_module_reports_all_problems_of_a_host_at_once(run_module: RunModule) -> None:
