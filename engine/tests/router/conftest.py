@@ -160,8 +160,9 @@ class FakeConductor:
         if self.refuse:
             return _say(writer, {"error": self.refuse, "exit_code": 5})
         if question["verb"] == "coordinate":
+            state = "complete" if task_id in self.tasks and self.view(task_id).complete else "accepted"
             self._start(task_id, question["agents"])
-            _say(writer, {"state": "accepted", "task_id": task_id})
+            _say(writer, {"state": state, "task_id": task_id})
             if self.drop_accepted:
                 self.drop_accepted -= 1
                 return writer.close()

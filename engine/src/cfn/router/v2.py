@@ -179,7 +179,7 @@ class V2:
                 if "error" in answer:
                     kind = _AbsentError if answer.get("absent") else RefusedError
                     raise kind(f"{answer['error']} (exit code {answer.get('exit_code', EXIT_FAILED)})")
-                if answer.get("state") != "accepted":
+                if set(answer) != {"state", "task_id"}:  # those two alone are an interim state
                     return dict(answer)
         except ValueError as error:
             raise DamagedError(f"{self._socket} answered what is not JSON: {error}") from error
