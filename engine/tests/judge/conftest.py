@@ -23,7 +23,7 @@ from cfn.router.split import bucket, ordered_version
 
 KEY = "a-key-of-the-tests"
 TABLE = Path(__file__).parents[3] / "inventories/common/group_vars/all/stages.yml"
-SINCE_MS = 1_800_000_000_000
+SINCE_MS = 1_700_000_000_000
 FACTOR = 10_080
 WINDOW_MS = 60_000
 SETTLE_MS = 3_000
@@ -67,7 +67,7 @@ class Fleet:
             tree.config.parent.mkdir(parents=True, exist_ok=True)
             tree.config.write_text(f'CFN_SPLIT_KEY="{KEY}"\n')
             how = behaviour or Behaviour()
-            randomness = random.Random(seed * 1000 + number)
+            randomness = random.Random(seed * 1000 + number)  # noqa: S311
             tree.events.write_text("".join(self._events(host, seconds, how, randomness)))
             tree.samples.write_text("".join(self._samples(host, seconds, how, randomness)))
         return self
@@ -129,6 +129,10 @@ class Fleet:
             "total_time_ms": 400.0,
         }
 
+    def _ended(self, at_s: float, how: Behaviour) -> int:
+        """Requests in the half second before a sample."""
+        return int(at_s * how.requests_per_s) - int(max(0.0, at_s - 0.5) * how.requests_per_s)
+
     def _samples(self, host: str, seconds: float, how: Behaviour, randomness: random.Random) -> list[str]:
         lines = []
         for number in range(int(seconds * 2)):
@@ -146,8 +150,8 @@ class Fleet:
                 "fd_count": how.fd_count,
                 "tmpfs_pct": how.tmpfs_pct,
                 "active_agents": 100,
-                "v1_requests": 1,
-                "v2_requests": 1,
+                "v1_requests": self._ended(at_s, how),
+                "v2_requests": 0,
                 "generation": 7,
             }
             if how.starts_readable:

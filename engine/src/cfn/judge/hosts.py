@@ -11,6 +11,8 @@ from cfn.metrics.evidence import Evidence, SampleCell
 # A line or two may be cut by a crash or a full disk; more hides what it held.
 LOST_LINES_ALLOWED = 3
 LOST_SHARE_ALLOWED = 0.01
+# The collector counts requests by itself; the events of more than these must not be missing.
+UNSEEN_EVENTS_ALLOWED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,12 @@ def _check(evidence: Evidence, request: Request) -> tuple[Verdict, str]:
                 Verdict.ERROR,
                 f"{source.lost} lines of its {name} are damaged and may hide anything ({kinds})",
             )
+    missing = _missing_events(evidence)
+    if missing > UNSEEN_EVENTS_ALLOWED + LOST_SHARE_ALLOWED * evidence.events.records:
+        return (
+            Verdict.ERROR,
+            f"its events lack at least {missing} requests that the collector saw end: cut or lost",
+        )
     if evidence.latest_generation is None:
         return Verdict.NO_DATA, "its events name no configuration: the file is missing, empty or cut off"
     running = evidence.generations.get(evidence.latest_generation)
@@ -111,3 +119,8 @@ def _check(evidence: Evidence, request: Request) -> tuple[Verdict, str]:
         ordered = f"{request.ordered.version} {request.ordered.traffic_pct:f} %"
         return Verdict.ERROR, f"the split is not what was ordered: it runs {found}, ordered is {ordered}"
     return Verdict.PASS, ""
+
+
+def _missing_events(evidence: Evidence) -> int:
+    seen = sum(cell.requests_seen for cell in evidence.sampled.values())
+    return seen - sum(cell.v1.requests + cell.v2.requests for cell in evidence.requests.values())

@@ -106,12 +106,14 @@ class RequestCell:
 @dataclass(slots=True)
 class SampleCell:
     """Samples of one bucket. `restarts` by unit counts the rises of `starts`; `starts_samples` says in
-    how many samples `starts` could be read at all."""
+    how many samples `starts` could be read at all. `requests_seen` is how many requests the collector
+    saw end between two samples of the window: the events file must hold at least as many."""
 
     samples: int = 0
     gauges: dict[str, Gauge] = field(default_factory=dict)
     starts_samples: int = 0
     restarts: dict[str, int] = field(default_factory=dict)
+    requests_seen: int = 0
 
 
 @dataclass(slots=True)
@@ -186,6 +188,7 @@ class Evidence:
                     "gauges": {name: cell.gauges[name].as_json() for name in GAUGES if name in cell.gauges},
                     "starts_samples": cell.starts_samples,
                     "restarts": {unit: cell.restarts[unit] for unit in UNITS if unit in cell.restarts},
+                    "requests_seen": cell.requests_seen,
                 }
                 for start, cell in sorted(self.sampled.items())
             ],
@@ -257,6 +260,7 @@ class Evidence:
                 },
                 starts_samples=checks.whole(value.get("starts_samples"), "starts_samples"),
                 restarts={unit: checks.whole(restarts[unit], unit) for unit in UNITS if unit in restarts},
+                requests_seen=checks.whole(value.get("requests_seen"), "requests_seen"),
             )
 
     def _start(self, value: Mapping[str, Any]) -> int:

@@ -81,13 +81,14 @@ class Coordinated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """One sample of the collector: the gauges it could read, and starts by unit if it could."""
+    """One sample of the collector: the gauges it could read, starts by unit if it could, and how many
+    requests of the split it saw end since the sample before (None if it could not see)."""
 
     time_ms: int
     release: str
     gauges: Mapping[str, float] = field(default_factory=dict)
     starts: Mapping[str, int] = field(default_factory=dict)
-    generation: int | None = None
+    requests: int | None = None
 
 
 def read_event(line: bytes) -> GenerationStarted | Coordinated:
@@ -115,7 +116,7 @@ def read_sample(line: bytes) -> Sampled:
             release=checks.text(value.get("release"), "release"),
             gauges=gauges,
             starts={unit: checks.whole(starts[unit], f"starts.{unit}") for unit in UNITS if unit in starts},
-            generation=checks.whole(value["generation"], "generation") if "generation" in value else None,
+            requests=_requests(value),
         )
     except ValueError as error:
         raise _damaged(error) from None
@@ -142,6 +143,11 @@ def _load(line: bytes) -> dict[str, Any]:
     if isinstance(version, bool) or version != RECORD_VERSION:
         raise DamagedLineError("unknown_version", f"v is {version!r}")
     return value
+
+
+def _requests(value: Mapping[str, Any]) -> int | None:
+    counts = [checks.whole(value[name], name) for name in ("v1_requests", "v2_requests") if name in value]
+    return sum(counts) if len(counts) == 2 else None
 
 
 def _damaged(error: ValueError) -> DamagedLineError:

@@ -46,13 +46,14 @@ class _Reader:
         if line.damage:
             self._count(line.damage)
             return None
-        if self._doubled(line.content):
-            self._count("duplicate")
-            return None
         try:
             record = parse(line.content)
         except DamagedLineError as error:
             self._count(error.kind)
+            return None
+        # Only now: two lines that were cut at the same place are two lost records, not one twice.
+        if self._doubled(line.content):
+            self._count("duplicate")
             return None
         if record.time_ms > self._now_ms + FUTURE_TOLERANCE_MS:
             self._count("future")
@@ -175,6 +176,8 @@ def _add_sample(sample: Sampled, before: Sampled | None, evidence: Evidence) -> 
     cell.samples += 1
     for name, value in sample.gauges.items():
         cell.gauges.setdefault(name, Gauge()).add(value)
+    if evidence.samples.records > 1 and sample.requests is not None:
+        cell.requests_seen += sample.requests  # those of the first began before the window
     if not sample.starts:
         return
     cell.starts_samples += 1
