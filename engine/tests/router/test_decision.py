@@ -53,9 +53,7 @@ def test_fallback_table(
 
 
 @pytest.mark.parametrize(("states", "fallback"), [([U, U], "delivery"), ([D, U], None)])
-def test_a_v1_without_lists_gets_only_untouched_tasks(
-    states: list[AgentState], fallback: str | None
-) -> None:
+def test_a_v1_without_lists_gets_only_untouched_tasks(states: list[AgentState], fallback: str | None) -> None:
     result = V2Result(end=V2End.ANSWERED, coordination=coordination(*states))
     decision = decide(result, CONFIG, v1_takes_list=False)
     assert decision.fallback == fallback
@@ -95,10 +93,7 @@ def test_merged_answers_account_for_every_agent_once(
     states: list[AgentState], rescued: list[AgentState]
 ) -> None:
     v2 = coordination(*states)
-    again = [
-        AgentResult(agent=agent, state=s)
-        for agent, s in zip(v2.never_started, rescued, strict=False)
-    ]
+    again = [AgentResult(agent=agent, state=s) for agent, s in zip(v2.never_started, rescued, strict=False)]
     v1 = Coordination(task_id="t", coordination_time_ms=9.0, total_time_ms=9.0, results=again)
     merged = merge(v2, v1)
     assert [r.agent for r in merged.results] == [r.agent for r in v2.results]

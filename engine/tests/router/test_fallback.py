@@ -135,7 +135,8 @@ async def test_a_v1_without_lists_gets_only_untouched_tasks(
     served: str,
 ) -> None:
     own = v1_script(
-        tree, '[[ $1 == --* ]] && exit 2; echo "delivery_rate=100.0 agents_coordinated=$1 coordination_time_ms=1"'
+        tree,
+        '[[ $1 == --* ]] && exit 2; echo "delivery_rate=100.0 agents_coordinated=$1 coordination_time_ms=1"',
     )
     configure(tree, V1_COMMAND=own)
     conductor.claims = lambda _: claimed

@@ -152,7 +152,5 @@ async def test_any_payload_reaches_v1(start_router: StartRouter, tree: Paths) ->
     agent.chmod(0o755)
     configure(tree, COORDINATION_VERSION="v1", AGENT_COMMAND=agent)
     payload = bytes(range(256)) * 64
-    await (await start_router()).post(
-        task_id="t", agents=1, payload_b64=base64.b64encode(payload).decode()
-    )
+    await (await start_router()).post(task_id="t", agents=1, payload_b64=base64.b64encode(payload).decode())
     assert seen.read_bytes() == payload

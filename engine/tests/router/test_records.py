@@ -84,9 +84,7 @@ def test_a_damaged_journal_does_not_stop_a_start(tmp_path: Path) -> None:
     store.close()
 
 
-def test_the_journal_is_bounded_and_keeps_the_newest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_journal_is_bounded_and_keeps_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "MAX_FILE_BYTES", 2_000)
     path = tmp_path / "answers.journal"
     store = AnswerStore(path)

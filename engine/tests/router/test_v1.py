@@ -78,7 +78,9 @@ async def test_agents_that_have_begun_may_take_longer_than_the_deadline(
 
 
 async def test_too_many_at_once_wait_and_then_are_refused(start_router: StartRouter, tree: Paths) -> None:
-    configure(tree, COORDINATION_VERSION="v1", V1_CONCURRENCY=1, V1_COMMAND=v1_script(tree, "sleep 0.05;" + OK))
+    configure(
+        tree, COORDINATION_VERSION="v1", V1_CONCURRENCY=1, V1_COMMAND=v1_script(tree, "sleep 0.05;" + OK)
+    )
     caller = await start_router()
     answers = await asyncio.gather(*(caller.post(task_id=f"t-{n}", agents=1) for n in range(20)))
     assert sorted(status for status, _ in answers) == [200] * 17 + [503] * 3

@@ -47,7 +47,7 @@ def test_capabilities() -> None:
 
 def test_the_list_is_the_first_line_and_the_payload_follows(tmp_path: Path) -> None:
     agent = tmp_path / "agent"
-    agent.write_text(f'#!/bin/sh\ncat >{tmp_path}/$CFN_TASK_ID.$CFN_AGENT_ID\n')
+    agent.write_text(f"#!/bin/sh\ncat >{tmp_path}/$CFN_TASK_ID.$CFN_AGENT_ID\n")
     agent.chmod(0o755)
     payload = bytes(range(256)) + b"\nsecond line\n"
     ended = v1("2", "t", "--agents-from-stdin", stdin=b"agent-7 other\n" + payload, agent=str(agent))

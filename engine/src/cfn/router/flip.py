@@ -75,6 +75,16 @@ def _checked(name: str, value: str) -> str:
         raise UsageError(f"{name} of {value!r} is refused; allowed: {key.allowed}") from None
 
 
+def apply(path: Path, order: Order, *, check: bool) -> Plan:
+    """Make the order's change to the file, unless `check`. Orders at the same time come one after the
+    other. Blocks for that, shortly."""
+    with _locked(path):
+        made = plan(_read(path), order, source=str(path))
+        if made.text is not None and not check:
+            _replace(path, made.text)
+    return made
+
+
 def flip(path: Path, order: Order, router: RouterClient, *, check: bool, wait_s: float) -> dict[str, Any]:
     """Read, or change and confirm. Returns what `cfn traffic --json` prints.
 
