@@ -105,9 +105,15 @@ async def test_a_lost_connection_is_made_again_and_attached(
 
 @pytest.mark.parametrize("fault", ["silent", "garbage"])
 async def test_what_is_unknown_is_reported_and_never_rerun(
-    start_router: StartRouter, tree: Paths, conductor: FakeConductor, agents_that_write: Runs, fault: str
+    start_router: StartRouter,
+    tree: Paths,
+    conductor: FakeConductor,
+    agents_that_write: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
 ) -> None:
     configure(tree, FALLBACK_THRESHOLD_TIME=50, AGENT_COMMAND=tree.root / "agent")
+    monkeypatch.setattr("cfn.router.v2._REVOKE_S", 0.2)
     setattr(conductor, fault, True)
     caller = await start_router()
     _, answer = await caller.post(task_id="t", agents=2, deadline_ms=100)

@@ -31,7 +31,7 @@ TEXT = '# by hand\nexport CFN_TRAFFIC_PERCENTAGE=10 # ten\nCFN_COORDINATION_VERS
         (Order(version="v1"), {"coordination_version": "v1"}),
         (Order(version="v1", epoch=7), {"coordination_version": "v1"}),
         (Order(percent="0.5", epoch=8), {"traffic_pct": "0.5", "epoch": "8"}),
-        (Order(version="v1", percent="0", epoch=8), {"coordination_version": "v1", "traffic_pct": "0", "epoch": "8"}),
+        (Order(version="v1", percent="0"), {"coordination_version": "v1", "traffic_pct": "0"}),
     ],
 )  # fmt: skip
 def test_plan(order: Order, changes: dict[str, str]) -> None:
@@ -146,12 +146,11 @@ async def test_a_task_keeps_the_generation_it_was_routed_under(
     assert caller.events()[0]["generation"] == 1
 
 
-async def test_flips_under_load_lose_nothing(
-    start_router: StartRouter, tree: Paths, conductor: FakeConductor
-) -> None:
+@pytest.mark.usefixtures("conductor")
+async def test_flips_under_load_lose_nothing(start_router: StartRouter, tree: Paths) -> None:
     caller = await start_router()
     load = LoadPlan(
-        router=f"unix:{tree.router_socket}", rate_per_s=150, requests=300, prefix="flip", concurrency=500
+        router=f"unix:{tree.router_socket}", rate_per_s=200, requests=200, prefix="flip", concurrency=500
     )
     running = asyncio.create_task(run_async(load, progress=lambda _: None, stop=asyncio.Event()))
     flips = 0
@@ -161,10 +160,10 @@ async def test_flips_under_load_lose_nothing(
         assert (await do_flip(tree, order))["confirmed"]
     report = await running
     assert report.ok, report.failures
-    assert report.answered_once == 300
+    assert report.answered_once == 200
     assert flips >= 5
     events = caller.events()
-    assert len({event["task_id"] for event in events}) == len(events) == 300
+    assert len({event["task_id"] for event in events}) == len(events) == 200
     generations = {event["generation"]: event for event in caller.events("generation")}
     for event in events:
         ordered_by = generations[event["generation"]]
@@ -204,12 +203,11 @@ def test_command_line_refuses_with_exit_code_2(tree: Paths, arguments: list[str]
     assert arguments[1] in ended.stderr
 
 
-def test_percent_of_the_command_line_lands_in_the_file(
-    tree: Paths, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_router_that_is_not_there_is_not_waited_for(tree: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cfn.router.flip._RESTART_S", 0.1)
     began = time.monotonic()
     client = RouterClient("unix:" + str(Path(tree.root, "nobody.sock")))
     with pytest.raises(NotRunningError):
         flip(tree.config, Order(percent="0.50"), client, check=False, wait_s=60)
     assert 'CFN_TRAFFIC_PERCENTAGE="0.5"' in tree.config.read_text()
-    assert time.monotonic() - began < 5  # a router that is not there is not waited for
+    assert time.monotonic() - began < 5

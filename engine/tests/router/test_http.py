@@ -59,10 +59,11 @@ async def test_a_repeated_id_starts_nothing_and_gets_the_same_answer(
 
 
 async def test_what_takes_longer_than_the_wait_is_asked_for(
-    start_router: StartRouter, conductor: FakeConductor
+    start_router: StartRouter, conductor: FakeConductor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cfn.router.http._WAIT_GRACE_S", 0.1)
     caller = await start_router()
-    conductor.end_s = 2.3
+    conductor.end_s = 0.4
     status, answer = await caller.post(task_id="t", agents=1, deadline_ms=1)
     assert (status, answer["state"], answer["ask"]) == (202, "running", "/v1/coordinate/t")
     assert (await caller.get(answer["ask"]))[0] == 202
@@ -81,7 +82,7 @@ async def test_a_task_that_only_the_conductor_knows(
     assert (status, answer["served"], answer["coordination"]["states"]["done"]) == (200, "v2", 2)
 
 
-async def test_loopback_and_unix_socket_are_one_router(start_router: StartRouter, tree: Paths) -> None:
+async def test_loopback_and_unix_socket_are_one_router(start_router: StartRouter) -> None:
     caller = await start_router()
     port = caller.router.service.generation.config.router_port
     async with caller.session.get(f"http://127.0.0.1:{port}/healthz") as response:
@@ -99,8 +100,9 @@ async def test_ready_while_one_version_could_serve(
     assert (await caller.get("/readyz"))[0] == 503
 
 
+@pytest.mark.usefixtures("conductor")
 async def test_one_event_per_coordination_with_the_version_that_its_id_orders(
-    start_router: StartRouter, tree: Paths, conductor: FakeConductor
+    start_router: StartRouter, tree: Paths
 ) -> None:
     configure(tree, TRAFFIC_PERCENTAGE=30, MAX_AGENTS=5)
     caller = await start_router()
@@ -127,9 +129,13 @@ async def test_one_event_per_coordination_with_the_version_that_its_id_orders(
     assert status["over_capacity"]["total"] == 1
     async with caller.session.get("/metrics") as response:
         families = {f.name: f for f in text_string_to_metric_families(await response.text())}
-    ended = {f"{s.labels['ordered']} {s.labels['reason']}": s.value for s in families["cfn_router_requests"].samples if s.name.endswith("_total")}  # fmt: skip
+    ended = {
+        (sample.labels["ordered"], sample.labels["reason"]): sample.value
+        for sample in families["cfn_router_requests"].samples
+        if sample.name.endswith("_total")
+    }
     assert sum(ended.values()) == 61
-    assert ended["v2 split"] == on_v2
+    assert ended["v2", "split"] == on_v2
     [ordered, observed] = [s.value for s in families["cfn_router_v2_traffic_ratio"].samples]
     assert (ordered, round(observed, 5)) == (0.3, round(on_v2 / 60, 5))
 

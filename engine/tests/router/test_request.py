@@ -1,6 +1,7 @@
 """What a caller may ask for, as a table."""
 
 import base64
+import contextlib
 import json
 
 import pytest
@@ -72,7 +73,5 @@ def test_any_bytes_travel_as_base64(payload: bytes) -> None:
 
 @given(body=st.binary(max_size=200))
 def test_no_body_raises_anything_else(body: bytes) -> None:
-    try:
+    with contextlib.suppress(UsageError):
         parse_request(body, max_payload_bytes=LIMIT)
-    except UsageError as error:
-        assert str(error)

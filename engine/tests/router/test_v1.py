@@ -10,13 +10,20 @@ from cfn.paths import Paths
 
 from .conftest import Caller, StartRouter, configure, v1_script
 
+ONE = "echo agent=agent-1 state=done"
 OK = 'echo "delivery_rate=100.0 agents_coordinated=$1 coordination_time_ms=1"'
+
+
+@pytest.fixture(autouse=True)
+def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cfn.router.process.TERM_GRACE_S", 0.2)
+    monkeypatch.setattr("cfn.router.process.OUTPUT_GRACE_S", 0.2)
 
 
 async def ask(start_router: StartRouter, tree: Paths, script: str, **request: object) -> tuple[Caller, dict]:  # type: ignore[type-arg]
     configure(tree, COORDINATION_VERSION="v1", V1_COMMAND=v1_script(tree, script))
     caller = await start_router()
-    status, answer = await caller.post(**{"task_id": "t", "agents": 3, "deadline_ms": 500} | request)
+    status, answer = await caller.post(**{"task_id": "t", "agents": 3, "deadline_ms": 400} | request)
     assert status == 200
     return caller, answer
 
@@ -33,7 +40,7 @@ async def ask(start_router: StartRouter, tree: Paths, script: str, **request: ob
         (OK + "; exit 1", "failed", {"unknown": 3}, "exited 1 after"),
         ("kill -9 $$", "failed", {"unknown": 3}, "exited -9"),
         ("sleep 60", "failed", {"unknown": 3}, "did not end in time"),
-        ("trap '' TERM; echo agent=agent-1 state=done; sleep 60", "partial", {"done": 1, "unknown": 2}, "in time"),
+        ("trap '' TERM; " + ONE + "; sleep 60", "partial", {"done": 1, "unknown": 2}, "in time"),
         ("yes", "failed", {"unknown": 3}, "output limit"),
         ("sleep 60 & " + OK, "done", {"done": 3}, ""),
     ],

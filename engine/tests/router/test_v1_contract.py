@@ -19,6 +19,10 @@ def read(*lines: str, exit_code: int | None = 0, ended: str = "") -> tuple[list[
     return [str(result.state) for result in results], problem
 
 
+def last(rate: str, agents: int) -> str:
+    return f"delivery_rate={rate} agents_coordinated={agents} coordination_time_ms=1"
+
+
 def lines(*states: str) -> list[str]:
     return [f"agent=agent-{n} state={state}" for n, state in enumerate(states, 1)]
 
@@ -27,8 +31,8 @@ def lines(*states: str) -> list[str]:
     ("printed", "exit_code", "states", "problem"),
     [
         ([LAST], 0, ["done"] * 3, ""),
-        (["delivery_rate=66.7 agents_coordinated=3 coordination_time_ms=1"], 0, ["done", "done", "undelivered"], ""),
-        (["delivery_rate=100 agents_coordinated=2 coordination_time_ms=1"], 0, ["done", "done", "undelivered"], ""),
+        ([last("66.7", 3)], 0, ["done", "done", "undelivered"], ""),
+        ([last("100", 2)], 0, ["done", "done", "undelivered"], ""),
         ([*lines("done", "failed", "undelivered"), LAST], 1, ["done", "failed", "undelivered"], ""),
         ([*lines("done", "done", "done"), LAST], 1, ["done"] * 3, ""),
         ([*lines("done", "running"), LAST], 0, ["done", "unknown", "unknown"], ""),
@@ -36,8 +40,8 @@ def lines(*states: str) -> list[str]:
         ([], 0, ["unknown"] * 3, "without its last line"),
         (["lorem ipsum", "dolor"], 0, ["unknown"] * 3, "it printed 'lorem ipsum'"),
         (lines("done"), -9, ["done", "unknown", "unknown"], "exited -9 without"),
-        (["delivery_rate=100.0 agents_coordinated=99 coordination_time_ms=1"], 0, ["unknown"] * 3, "for 3 agents"),
-        (["delivery_rate=999 agents_coordinated=3 coordination_time_ms=1"], 0, ["unknown"] * 3, "for 3 agents"),
+        ([last("100.0", 99)], 0, ["unknown"] * 3, "for 3 agents"),
+        ([last("999", 3)], 0, ["unknown"] * 3, "for 3 agents"),
         (["agent=agent-9 state=done", LAST], 0, ["done"] * 3, ""),
         ([], None, ["undelivered"] * 3, ""),
     ],

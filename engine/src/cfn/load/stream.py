@@ -13,6 +13,7 @@ from cfn.load.plan import LoadPlan, Shot, schedule
 
 MAX_RETRIES = 8
 _FIRST_BACK_OFF_S = 0.05
+_LONGEST_BACK_OFF_S = 1.0
 _STATUS_EVERY_S = 0.5
 _SECOND_LOOKS = 500
 _AGAIN_S = 0.2
@@ -94,7 +95,7 @@ class _Stream:
                 if attempt:
                     self._account.retried(shot.task_id)
                     await asyncio.sleep(back_off_s)
-                    back_off_s *= 2
+                    back_off_s = min(2 * back_off_s, _LONGEST_BACK_OFF_S)
                 try:
                     async with self._session.post("/v1/coordinate", data=body) as response:
                         answer = await response.read()
