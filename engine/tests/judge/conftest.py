@@ -33,7 +33,7 @@ SETTLE_MS = 3_000
 class Behaviour:
     """How V2 and the collector behave. Times in milliseconds, shares in percent."""
 
-    requests_per_s: float = 40.0
+    requests_per_s: float = 20.0
     v2_time_ms: float = 300.0
     undelivered_pct: float = 0.0
     failed_pct: float = 0.0
@@ -158,6 +158,11 @@ class Fleet:
                 sample["starts"] = {"conductor": 1 + crashed, "spawner": 1, "router": 1}
             lines.append(json.dumps(sample) + "\n")
         return lines
+
+    def reduced(self, host: str, since_s: float, until_s: float, bucket_ms: int) -> dict[str, Any]:
+        """What `cfn metrics` gives for a window in seconds since the flip."""
+        since_ms, until_ms = (SINCE_MS + int(1000 * each) for each in (since_s, until_s))
+        return collect(self.tree(host), since_ms, until_ms, bucket_ms, now_ms=until_ms).as_json()
 
     def request(self, seconds: float, *, part: str = "production", **changes: Any) -> dict[str, Any]:
         """The gate's request, `seconds` after the flip, with the evidence that `cfn metrics` gives."""

@@ -13,6 +13,7 @@ from cfn.metrics.records import Ordered, read_config
 from cfn.metrics.times import parse_ms
 
 REQUEST_VERSION = 1
+MAX_SKEW_MS = 60_000  # `since` is a host's clock, `now` the asker's; until then the traffic is settling
 
 _REQUIRED = ("environment", "stage", "step", "asked_by", "now", "since", "ordered", "hosts", "criteria")
 _OPTIONAL = ("v", "triggers", "evidence", "time_factor", "window_s", "release", "stage_table_sha256")
@@ -78,8 +79,8 @@ def _read(value: Mapping[str, Any]) -> Request:
         raise ValueError(f"evidence of {', '.join(strangers)}, which hosts does not name")
     now_ms = parse_ms(checks.text(value["now"], "now"))
     since_ms = parse_ms(checks.text(value["since"], "since"))
-    if since_ms > now_ms:
-        raise ValueError("since lies after now")
+    if since_ms > now_ms + MAX_SKEW_MS:
+        raise ValueError(f"since lies {(since_ms - now_ms) / 1_000:g} s after now: check the clocks")
     return Request(
         environment=checks.text(value["environment"], "environment"),
         stage=checks.text(value["stage"], "stage"),

@@ -1,0 +1,64 @@
+"""Times, histograms and files: the parts of the reduction that know nothing of records."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cfn.errors import UsageError
+from cfn.metrics.files import MAX_LINE_BYTES, lines
+from cfn.metrics.histogram import Histogram
+from cfn.metrics.times import format_ms, parse_ms, read_argument
+
+# Times and histograms
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-01-31T12:00:00", "2026-01-31", "now", "", "2026-02-30T12:00:00.000Z", "1e9", "-5", "NaN"]
+)
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        read_argument(text)
+
+
+@given(st.integers(0, 4_000_000_000_000))
+def test_a_time_survives_its_text(moment: int) -> None:
+    assert parse_ms(format_ms(moment)) == moment
+
+
+@settings(max_examples=60)
+@given(st.lists(st.floats(0.01, 1e8), min_size=1, max_size=60), st.sampled_from([0.5, 0.95, 0.99]))
+def test_a_quantile_is_within_one_percent_also_when_merged(values: list[float], share: float) -> None:
+    parts = [Histogram(), Histogram()]
+    for number, value in enumerate(values):
+        parts[number % 2].add(value)
+    parts[0].merge(Histogram.from_json(json.loads(json.dumps(parts[1].as_json()))))
+    exact = sorted(values)[max(1, -(-int(share * 1000) * len(values) // 1000)) - 1]
+    found = parts[0].quantile(share)
+    assert found is not None
+    assert abs(found - exact) <= 0.0100001 * exact
+
+
+def test_an_empty_histogram_has_no_quantile() -> None:
+    assert Histogram().quantile(0.5) is None
+
+
+# Files
+
+
+def test_rotated_parts_are_read_first_and_a_missing_file_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    assert list(lines(path)) == []
+    for name, content in (("log.2", b"1\n"), ("log.1", b"2\n\n"), ("log", b"3\n4")):
+        (tmp_path / name).write_bytes(content)
+    assert [(each.content, each.damage) for each in lines(path)] == [
+        (b"1\n", ""), (b"2\n", ""), (b"3\n", ""), (b"", "cut"),
+    ]  # fmt: skip
+
+
+def test_an_endless_line_is_skipped_in_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"x" * (2 * MAX_LINE_BYTES + 5) + b"\n7\n")
+    assert [(each.content, each.damage) for each in lines(path)] == [(b"", "too_long"), (b"7\n", "")]
