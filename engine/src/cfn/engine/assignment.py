@@ -184,6 +184,8 @@ class Assignment:
                 self._end(index, verdict.ended, now_s)
             case Standing.FENCED:
                 self._settle(index, AgentState.UNDELIVERED, now_s)
+                if self._deadline_passed and part.attached and part.sent:
+                    return [Order(Do.KILL, index)]  # it was asked and said nothing: it hangs
             case Standing.ORPHANED:
                 part.reason = "its process died before it gave a result"
                 self._settle(index, AgentState.UNKNOWN, now_s)

@@ -28,7 +28,7 @@ from cfn.errors import RefusedError
 from cfn.paths import Paths
 from cfn.release import lab_fault, version
 
-DRAIN_S = 5.0  # for running requests to end by themselves at a clean stop
+DRAIN_S = 3.0  # for running requests to end by themselves at a clean stop
 END_S = 4.0  # for what still runs then to be stopped; the unit's TimeoutStopSec must exceed both
 _POLL_S = 1.0  # of the configuration
 

@@ -111,6 +111,7 @@ class Coordinations:
         self.counters.accepted += 1
         self._waiting[request.task_id] = [told]
         self._queue.append(request)
+        self.hub.later(request.deadline_ms / 1000, self.pump)
         return "accepted"
 
     def forget(self, task_id: str, told: Told) -> None:
@@ -150,6 +151,11 @@ class Coordinations:
 
     def pump(self) -> None:
         """Begin what waits, as far as the bounds allow. Called after each turn of the loop."""
+        now = time.monotonic()
+        for request in [r for r in self._queue if now >= r.deadline_at_s]:
+            self._queue.remove(request)
+            reason = f"no acknowledgement within {request.deadline_ms} ms: other requests were before it"
+            self._begin(request, given_up=reason)
         while self._queue:
             request = self._queue[0]
             running = self.hub.running_agents
@@ -158,11 +164,6 @@ class Coordinations:
                 break
             self._queue.popleft()
             self._begin(request, fresh=request.task_id not in self._replayed)
-        now = time.monotonic()
-        for request in [r for r in self._queue if now >= r.deadline_at_s]:
-            self._queue.remove(request)
-            reason = f"no acknowledgement within {request.deadline_ms} ms: other requests were before it"
-            self._begin(request, given_up=reason)
 
     def replay(self) -> None:
         """Go on with what a crash left open."""
@@ -173,6 +174,7 @@ class Coordinations:
                 self._begin(request)
             else:
                 self._queue.append(request)
+                self.hub.later(max(0.0, request.deadline_at_s - time.monotonic()), self.pump)
 
     def give_up_all(self, reason: str) -> None:
         """Fence everything that is not claimed, queued or running."""

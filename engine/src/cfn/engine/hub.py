@@ -131,7 +131,7 @@ class Hub:
     def stop_swarm(self, swarm: Swarm) -> None:
         """Ask its workers to end: what runs gets SIGTERM, then SIGKILL, and answers `failed`."""
         swarm.ending = True
-        for member in swarm.members.values():
+        for member in list(swarm.members.values()):  # a guest's end removes it
             if member.endpoint is not None:
                 member.endpoint.send([wire.encode(wire.Kind.STOP)])
 
@@ -141,7 +141,7 @@ class Hub:
         if swarm is None:
             return
         swarm.ending = True
-        for member in swarm.members.values():
+        for member in list(swarm.members.values()):  # a guest's end removes it
             if member.endpoint is not None:
                 member.endpoint.close()
                 member.endpoint = None
@@ -149,7 +149,7 @@ class Hub:
 
     def kill_swarm(self, swarm: Swarm) -> None:
         """SIGKILL what is still there of a swarm."""
-        for member in swarm.members.values():
+        for member in list(swarm.members.values()):  # a guest's end removes it
             if member.endpoint is not None and not member.external:
                 self._provider.kill(swarm.swarm_id, member.agent, member.endpoint.pid)
 
@@ -333,6 +333,11 @@ class Hub:
 
     def _kill(self, run: _Run, agent: str, index: int) -> None:
         """The process that holds the agent's slot, else the one behind its socket."""
+        if any(
+            other is not run and other.assignment.state(other.indices[agent]) is AgentState.RUNNING
+            for other in self._runs_of(run.swarm.swarm_id, agent)
+        ):
+            return  # it did not hang: it was busy with another request
         holder = run.claims.judge(index).pid
         member = run.swarm.members.get(agent)
         pid = holder or (member.last_pid if member is not None else 0)

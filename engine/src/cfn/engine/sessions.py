@@ -18,11 +18,25 @@ def members(sessions: Collection[int], proc: Path = Path("/proc")) -> list[int]:
             text = (entry / "stat").read_text()
         except OSError:
             continue
-        # The name is in brackets and may hold anything; state, parent, group and session follow.
-        state, _, _, session = text[text.rindex(")") + 2 :].split(" ", 4)[:4]
-        if int(session) in sessions and state != "Z":
+        state, session = parse(text)
+        if session in sessions and state != "Z":
             found.append(int(entry.name))
     return found
+
+
+def parse(stat: str) -> tuple[str, int]:
+    """A process's state letter and session, from its /proc/PID/stat."""
+    # The name is in brackets and may hold anything; state, parent, group and session follow.
+    state, _, _, session = stat[stat.rindex(")") + 2 :].split(" ", 4)[:4]
+    return state, int(session)
+
+
+def lives(pid: int, proc: Path = Path("/proc")) -> bool:
+    """Whether a process is there and has not ended (a zombie has)."""
+    try:
+        return parse((proc / str(pid) / "stat").read_text())[0] != "Z"
+    except OSError:
+        return False
 
 
 def kill(sessions: Collection[int]) -> int:

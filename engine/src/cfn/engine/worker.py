@@ -141,6 +141,7 @@ class Worker:
             "CFN_AGENT_ID": self._agent,
             "CFN_SWARM_ID": task.swarm_id,
             "CFN_TEAM": task.team,
+            "CFN_WORKER_PID": str(os.getpid()),  # by which cleanup knows what a dead worker left
         }
         try:
             process = AgentProcess(

@@ -1,0 +1,39 @@
+"""`cfn cleanup`: remove results, journals and swarms past their retention, and orphaned processes."""
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+
+from cfn import paths
+from cfn.config import Config, parse
+from cfn.engine.retention import describe, sweep
+from cfn.errors import ConfigError
+from cfn.paths import Paths
+
+
+def main(argv: list[str]) -> int:
+    """Exit code 0 also when there was nothing to remove. Never touches anything live."""
+    parser = argparse.ArgumentParser(prog="cfn cleanup", description=__doc__)
+    parser.add_argument("--retention-s", type=int, help="seconds to keep; default: CFN_RETENTION_TIME")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    here = paths.installed()
+    retention_s = options.retention_s
+    if retention_s is None:
+        retention_s = _configured(here)
+    elif retention_s < 0:
+        parser.error(f"--retention-s: {retention_s} is refused; a whole number from 0 is needed")
+    removed = sweep(here, retention_s, time.time())
+    print(json.dumps(asdict(removed)) if options.json else describe(removed))
+    return 0
+
+
+def _configured(here: Paths) -> int:
+    """The retention in force: the file's, else the last good one's, else the default."""
+    for path in (here.config, here.state / "conductor" / "config.last-good"):
+        try:
+            return parse(path.read_text(), source=str(path)).config.retention_s
+        except (OSError, UnicodeDecodeError, ConfigError):
+            continue
+    return Config().retention_s

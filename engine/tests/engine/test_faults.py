@@ -1,0 +1,259 @@
+"""The promise under SIGKILL and SIGSTOP: every agent ends in one state, and nothing starts twice."""
+
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+
+import pytest
+
+from cfn.client import Client
+from cfn.engine import claims
+from cfn.engine.claims import Claim, ClaimsFile
+
+FINAL = ("done", "failed", "undelivered", "unknown")
+
+
+def accounted(engine, answer, agents):
+    """Every agent is in exactly one state, none ran twice, and none that was undelivered ran."""
+    assert answer["state"] == "complete"
+    assert sum(answer["states"][state] for state in FINAL) == agents == len(answer["results"])
+    runs = Counter(engine.runs())
+    assert max(runs.values(), default=0) <= 1, runs
+    for result in answer["results"]:
+        assert result["state"] != "undelivered" or result["agent"] not in runs
+        assert result["state"] != "done" or result["agent"] in runs
+    return answer["states"]
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.005, 0.02, 0.05, 0.1, 0.3])
+def test_a_conductor_that_is_killed_goes_on_where_it_was(engine, after_s):
+    engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 0.2"))
+    engine.start()
+    with engine.begin(task_id="t", agents=30):
+        time.sleep(after_s)
+        engine.kill("conductor")
+    engine.start("conductor")
+    answer = engine.ask(verb="coordinate", task_id="t", agents=30)
+    assert accounted(engine, answer, 30)["done"] == 30
+    engine.until(lambda: not engine.workers(), 3)
+
+
+def test_a_conductor_that_is_away_while_agents_end_finds_their_results(engine):
+    command = engine.agent("sleep 0.3; head -c 9000 /dev/zero | tr '\\0' x")
+    engine.configure(CFN_AGENT_COMMAND=command)
+    engine.start()
+    with engine.begin(task_id="t", agents=5):
+        engine.until(lambda: len(engine.runs()) == 5, 5)
+        engine.kill("conductor")
+        engine.kill("spawner")  # now nobody holds the workers' sockets
+    engine.until(lambda: not engine.workers(), 5)
+    engine.start()
+    answer = engine.ask(verb="coordinate", task_id="t", agents=5)
+    assert accounted(engine, answer, 5)["done"] == 5
+    assert {result["output"] for result in answer["results"]} == {"x" * 9000}
+
+
+def test_agents_that_run_without_conductor_and_spawner_are_waited_for(engine):
+    engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 1; echo late"))
+    engine.start()
+    with engine.begin(task_id="t", agents=5):
+        engine.until(lambda: len(engine.runs()) == 5, 5)
+        engine.kill("conductor")
+        engine.kill("spawner")
+    engine.start()
+    answer = engine.ask(verb="coordinate", task_id="t", agents=5)
+    assert accounted(engine, answer, 5)["done"] == 5
+    assert answer["results"][0]["output"] == "late\n"
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.01, 0.03, 0.1, 0.3])
+def test_a_spawner_that_is_killed_takes_no_worker_along(engine, after_s):
+    engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 0.2"))
+    engine.start()
+    engine.up()
+    with engine.begin(task_id="t", agents=30):
+        time.sleep(after_s)
+        engine.kill("spawner")
+        engine.start("spawner")
+    answer = engine.ask(verb="coordinate", task_id="t", agents=30)
+    assert accounted(engine, answer, 30)["done"] == 30
+    engine.until(lambda: not engine.workers(), 3)
+
+
+def test_without_a_spawner_all_is_undelivered_at_the_deadline(engine):
+    engine.start("conductor")
+    answer = engine.ask(verb="coordinate", task_id="t", agents=3, deadline_ms=200)
+    assert accounted(engine, answer, 3)["undelivered"] == 3
+    assert 200 <= answer["coordination_time_ms"] < 2000
+    assert engine.ask(verb="health")["spawner"] == "down"
+
+
+def test_a_worker_that_dies_while_it_runs_is_unknown_and_leaves_nothing(engine):
+    engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 1000 & wait"))
+    engine.start()
+    with engine.begin(task_id="t", agents=4):
+        engine.until(lambda: len(engine.runs()) == 4, 5)
+        for pid in leaders(engine):
+            os.kill(pid, signal.SIGKILL)
+        answer = engine.ask(verb="coordinate", task_id="t", agents=4)
+    assert accounted(engine, answer, 4)["unknown"] == 4
+    assert answer["delivery_rate_pct"] == 100
+    engine.until(lambda: not engine.workers(), 3)
+
+
+def test_workers_killed_at_random_lose_and_repeat_nothing(engine):
+    engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 0.1"))
+    engine.start()
+    with engine.begin(task_id="t", agents=40):
+        limit = time.monotonic() + 0.4
+        while time.monotonic() < limit:
+            for pid in leaders(engine)[::4]:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+    states = accounted(engine, engine.ask(verb="coordinate", task_id="t", agents=40), 40)
+    assert states["failed"] == 0
+
+
+def test_a_stopped_worker_is_undelivered_at_the_deadline_and_never_starts(engine):
+    engine.configure(CFN_AGENT_COMMAND=engine.agent("true"))
+    engine.start()
+    swarm = engine.ask(verb="init", agents=3)["swarm_id"]
+    stopped = next(a["pid"] for a in engine.ask(verb="status")["agents"] if a["agent"] == "agent-2")
+    os.kill(stopped, signal.SIGSTOP)
+    answer = engine.ask(verb="coordinate", task_id="t", agents=3, swarm_id=swarm, deadline_ms=300)
+    assert accounted(engine, answer, 3) == {"done": 2, "failed": 0, "undelivered": 1, "unknown": 0}
+    assert answer["results"][1]["reason"] == "no acknowledgement within 300 ms"
+    # It was killed, and replaced.
+    engine.until(lambda: all(a["pid"] not in (0, stopped) for a in engine.ask(verb="status")["agents"]), 5)
+    assert engine.ask(verb="coordinate", task_id="t2", agents=3, swarm_id=swarm)["states"]["done"] == 3
+
+
+def test_a_worker_that_is_stopped_for_a_while_and_goes_on_is_no_failure(engine):
+    engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 0.3"))
+    engine.start()
+    with engine.begin(task_id="t", agents=2, deadline_ms=300):
+        engine.until(lambda: len(engine.runs()) == 2, 5)
+        stopped = leaders(engine)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.6)
+        assert engine.ask(verb="result", task_id="t")["state"] == "running"
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        answer = engine.ask(verb="coordinate", task_id="t", agents=2)
+    assert accounted(engine, answer, 2)["done"] == 2
+
+
+def test_revoked_is_what_never_starts(engine):
+    engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 0.5"))
+    engine.start()
+    swarm = engine.ask(verb="init", agents=3)["swarm_id"]
+    stopped = engine.ask(verb="status")["agents"][0]["pid"]
+    os.kill(stopped, signal.SIGSTOP)
+    with engine.begin(task_id="t", agents=3, swarm_id=swarm):
+        engine.until(lambda: len(engine.runs()) == 2, 5)
+        answer = engine.ask(verb="revoke", task_id="t")
+        assert [r["state"] for r in answer["results"]] == ["undelivered", "running", "running"]
+        assert answer["results"][0]["reason"] == "revoked"
+        os.kill(stopped, signal.SIGCONT)
+        answer = engine.ask(verb="coordinate", task_id="t", agents=3)
+    assert accounted(engine, answer, 3)["done"] == 2
+    assert engine.ask(verb="revoke", task_id="t") == answer
+    assert engine.ask(verb="revoke", task_id="nobody")["absent"]
+
+
+def test_a_process_stopped_between_lock_and_claim_is_killed_first(engine):
+    """Played by a process of this test, which holds the slot's lock and writes nothing."""
+    engine.start("conductor")  # no spawner: nobody else claims
+    with engine.begin(task_id="t", agents=1, deadline_ms=300):
+        folder = engine.paths.shm / "journal" / "t"
+        holder = subprocess.Popen(
+            ["python3", "-c", f"import fcntl,time; f=open('{folder}/claims','r+b'); "
+             "fcntl.lockf(f, fcntl.LOCK_EX, 1, 0); print(flush=True); time.sleep(60)"],
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        answer = engine.ask(verb="coordinate", task_id="t", agents=1)
+    assert holder.wait(5) == -signal.SIGKILL
+    assert answer["states"]["undelivered"] == 1
+
+
+def test_a_clean_stop_reports_what_is_undelivered_and_leaves_no_process(engine):
+    engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 1000"), CFN_MAX_AGENTS=10)
+    engine.start()
+    engine.ask(verb="init", agents=2)
+    with engine.begin(task_id="t", agents=10), engine.begin(task_id="u", agents=10):
+        engine.until(lambda: len(engine.runs()) == 20, 5)
+        with engine.begin(task_id="v", agents=10), Client(engine.paths.conductor_socket) as waiting:
+            answers = waiting.request({"verb": "coordinate", "task_id": "v", "agents": 10})
+            next(answers)
+            engine.kill("conductor", signal.SIGTERM)
+            assert next(answers)["states"]["undelivered"] == 10
+    engine.until(lambda: not engine.workers(), 3)
+    engine.start("conductor")
+    for task in ("t", "u"):
+        states = engine.ask(verb="result", task_id=task)["states"]
+        assert states["failed"] == 10, states
+    health = engine.ask(verb="health")
+    assert (health["swarms"], health["open_requests"], health["counters"]["replayed"]) == ([], 0, 0)
+
+
+def test_a_second_conductor_and_a_planted_folder_are_refused(engine):
+    engine.start("conductor")
+    command = ["python3", "-m", "cfn", "conductor"]
+    second = subprocess.run(command, env=engine.environment, capture_output=True, text=True)
+    assert second.returncode == 5
+    assert "another conductor is running" in second.stderr
+    engine.kill("conductor")
+    real = engine.paths.shm.with_name("elsewhere")
+    engine.paths.shm.rename(real)
+    engine.paths.shm.symlink_to(real)
+    planted = subprocess.run(command, env=engine.environment, capture_output=True, text=True)
+    assert planted.returncode == 1
+    assert "is a symbolic link" in planted.stderr
+
+
+def test_a_faulty_lab_release_is_slow_or_loses_what_it_says(engine):
+    fault = engine.paths.root / "release"
+    fault.mkdir()
+    subprocess.run(["cp", "-r", engine.environment["PYTHONPATH"], fault / "lib"], check=True)
+    (fault / "release.json").write_text('{"version": "0.1.0-bad"}')
+    (fault / "lab-fault").write_text("lose:30")
+    engine.environment["PYTHONPATH"] = str(fault / "lib")
+    command = ["python3", "-m", "cfn", "conductor"]
+    outside = subprocess.run(command, env=engine.environment, capture_output=True, text=True)
+    assert outside.returncode == 2
+    assert "starts on lab hosts only" in outside.stderr
+    engine.paths.lab_marker.write_text("{}")
+    engine.start()
+    answer = engine.ask(verb="coordinate", task_id="t", agents=100, deadline_ms=1500)
+    assert 15 <= answer["states"]["undelivered"] <= 45
+    assert answer["states"]["done"] == 100 - answer["states"]["undelivered"]
+    assert answer["coordination_time_ms"] == 1500
+
+
+def test_a_claim_is_for_one_and_a_fence_is_for_good(tmp_path):
+    claims.create(tmp_path, 3)
+    worker, hub = ClaimsFile(tmp_path), ClaimsFile(tmp_path)
+    assert worker.claim(0, 1) is Claim.TAKEN
+    assert worker.claim(0, 2) is Claim.EARLIER
+    assert hub.fence(1, 1).standing is claims.Standing.FENCED
+    assert worker.claim(1, 1) is Claim.FENCED
+    assert hub.judge(2).standing is claims.Standing.UNCLAIMED
+
+
+def leaders(engine):
+    """The workers themselves: each leads a session."""
+    found = []
+    for pid in engine.workers():
+        try:
+            if os.getsid(pid) == pid:
+                found.append(pid)
+        except ProcessLookupError:
+            continue
+    return found
