@@ -27,7 +27,7 @@ setup: $(VENV)/.ready ## Create .venv/ and install what is missing
 .PHONY: artifact
 artifact: $(VENV)/.ready ## Build the release that is deployed, and a degraded one for the lab
 	@python engine/build_release.py --output build/artifacts
-	@python engine/build_release.py --output build/artifacts --fault lose:30
+	@python engine/build_release.py --output build/artifacts --fault lose:80
 
 .PHONY: lab-up
 lab-up: $(VENV)/.ready ## Start the lab: three real systemd hosts on this machine
