@@ -117,6 +117,20 @@ async def test_a_restart_under_load_refuses_nobody(
     assert len(events(tree)) == 120
 
 
+async def test_a_stopping_router_finishes_also_what_nobody_waits_for(tree: Paths, spawn: Spawn) -> None:
+    configure(tree, COORDINATION_VERSION="v1", AGENT_COMMAND="/bin/sleep 0.5")
+    router = spawn("router")
+    await answering(tree)
+    body = b'{"task_id":"t","agents":1}'
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(tree.router_socket))
+        caller.sendall(b"POST /v1/coordinate HTTP/1.1\r\nHost: x\r\nContent-Length: 26\r\n\r\n" + body)
+        await asyncio.sleep(0.2)
+    router.terminate()
+    assert await asyncio.to_thread(router.wait, 5) == 0
+    assert [event["outcome"] for event in events(tree)] == ["done"]
+
+
 async def test_a_killed_router_answers_when_it_is_back_and_runs_nothing_twice(
     tree: Paths, spawn: Spawn, agents_that_write: Runs
 ) -> None:
