@@ -175,7 +175,6 @@ class Service:
         arrived_s: float,
         deadline_ms: int,
     ) -> V1Result:
-        self.answers.begin(job.task_id, job.as_facts(v1_agents=list(agents)))
         return await self.v1.run(
             job.task_id,
             agents,
@@ -184,6 +183,7 @@ class Service:
             arrived_s=arrived_s,
             # Called in late, V1 has as much time as V2 had.
             deadline_s=asyncio.get_running_loop().time() + deadline_ms / 1000,
+            on_start=lambda: self.answers.begin(job.task_id, job.as_facts(v1_agents=list(agents))),
         )
 
     async def _conclude(self, job: Job, v1_agents: Sequence[str]) -> Ending | None:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cfn.config import Config
@@ -75,12 +75,14 @@ class V1:
         config: Config,
         arrived_s: float,
         deadline_s: float,
+        on_start: Callable[[], None] = lambda: None,
     ) -> V1Result:
         """Run the task for `agents` and return when each is final. Never raises for what V1 does.
 
         `arrived_s` (when the request came) and `deadline_s` (by when every agent must have been
         started) are times of the loop's clock. A V1 that acknowledges every agent as started may
         then take CFN_AGENT_TIMEOUT_TIME for them; one that does not is ended at the deadline.
+        `on_start` is called when its turn has come, just before the command is started.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -96,6 +98,7 @@ class V1:
                 refused=refused,
             )
         try:
+            on_start()
             return await self._run(task_id, agents, payload, config, arrived_s, deadline_s)
         finally:
             self.gate.leave()
