@@ -111,7 +111,9 @@ def test_requests_of_another_generation_are_left_out_by_name(fleet: Any) -> None
 
     path.write_text("".join([to_v1(head), head, *map(to_v1, lines[:400]), *lines[400:]]))
     verdict = fleet.judge(FULL_S)
-    assert verdict["hosts"]["h1"]["left_out"].keys() == {"6"}
+    left_out = verdict["hosts"]["h1"]["left_out"]
+    assert left_out == {"6": 280}  # of 400 requests in 20 s, those in the window, from second 6 on
+    assert verdict["observed"]["v1_requests"] + verdict["observed"]["v2_requests"] == 3 * 60 * 20 - 280
 
 
 @pytest.mark.parametrize(

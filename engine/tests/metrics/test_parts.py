@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfn.errors import UsageError
+from cfn.metrics import checks
 from cfn.metrics.files import MAX_LINE_BYTES, lines
 from cfn.metrics.histogram import Histogram
 from cfn.metrics.times import format_ms, parse_ms, read_argument
@@ -62,3 +63,9 @@ def test_an_endless_line_is_skipped_in_bounded_memory(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"x" * (2 * MAX_LINE_BYTES + 5) + b"\n7\n")
     assert [(each.content, each.damage) for each in lines(path)] == [(b"", "too_long"), (b"7\n", "")]
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_nan_is_refused_wherever_it_stands_in_an_object(constant: str) -> None:
+    with pytest.raises(checks.NotFiniteError):
+        checks.load_object(f'{{"a": [{{"b": {constant}}}]}}')

@@ -207,6 +207,13 @@ def test_without_starts_there_is_no_count_of_restarts() -> None:
     assert samples(record).sampled[T0].starts_samples == 0
 
 
+def test_what_the_collector_saw_counts_from_the_second_sample_on() -> None:
+    """What the first one saw may have ended before the window."""
+    seen = {"v1_requests": 5, "v2_requests": 2}
+    found = samples(sample(-1, **seen), sample(1, **seen), sample(1.5, **seen), sample(3, **seen), sample(4))
+    assert [cell.requests_seen for cell in found.sampled.values()] == [7, 7, 0]
+
+
 # Damage
 
 DAMAGED = [

@@ -68,7 +68,7 @@ def sample_figure(criterion: Criterion, cells: Sequence[SampleCell]) -> Figure:
         case "last":
             value = gauges[-1].last
         case "relative_range":
-            value = relative_range_pct([gauge.mean for gauge in gauges])
+            value = relative_range_pct([gauge.low for gauge in gauges])
         case _:
             points = [(index, cell.gauges[criterion.metric].low) for index, cell in enumerate(cells)
                       if criterion.metric in cell.gauges]  # fmt: skip
@@ -76,13 +76,14 @@ def sample_figure(criterion: Criterion, cells: Sequence[SampleCell]) -> Figure:
     return Figure(_finite(value), samples)
 
 
-def relative_range_pct(means: Sequence[float]) -> float | None:
-    """Half the spread between the 5th and 95th percentile (nearest rank) of bucket means, in percent of
-    their median: 10 means the gauge stayed within +-10 % but for the odd bucket. None below 3 buckets."""
-    middle = median(means) if len(means) >= 3 else 0.0
+def relative_range_pct(levels: Sequence[float]) -> float | None:
+    """Half the spread between the 5th and 95th percentile (nearest rank) of bucket minima, in percent of
+    their median: 10 means the level stayed within +-10 % but for the odd bucket. Minima, since agents
+    come and go within a bucket and what they leave behind is what counts. None below 3 buckets."""
+    middle = median(levels) if len(levels) >= 3 else 0.0
     if middle <= 0:
         return None
-    ranked = sorted(means)
+    ranked = sorted(levels)
     low = ranked[max(0, math.ceil(0.05 * len(ranked)) - 1)]
     high = ranked[math.ceil(0.95 * len(ranked)) - 1]
     return 100 * (high - low) / 2 / middle
