@@ -301,7 +301,11 @@ def test_without_daemons_their_fields_are_absent(tree: Paths) -> None:
 
 def test_a_sum_without_one_of_the_daemons_is_none(workers: subprocess.Popen[bytes]) -> None:
     processes = probes.Processes()
-    assert processes.read(os.getpid(), workers.pid, os.getpid()) is not None
+    family = [psutil.Process(workers.pid), *psutil.Process(workers.pid).children()]
+    assert len(family) == 3
+    found = processes.read(os.getpid(), workers.pid, os.getpid())
+    assert found is not None
+    assert found[1] == 2 * psutil.Process().num_fds() + sum(each.num_fds() for each in family)
     assert processes.read(os.getpid(), workers.pid, None) is None
     assert processes.read(os.getpid(), workers.pid, 2**22 - 1) is None
 

@@ -86,6 +86,13 @@ def test_a_doubled_and_a_swapped_record_are_found() -> None:
     assert "record 2" in verify([lines[0], lines[2], lines[1]]).problem
 
 
+def test_a_forged_record_with_a_hash_of_its_own_is_found_by_the_next() -> None:
+    lines = chain(3)
+    first = Head(1, json.loads(lines[0])["hash"])
+    lines[1] = canonical(next_record(first, entry(7))).encode()
+    assert "record 3 cannot be trusted: it does not follow" in verify(lines).problem
+
+
 def test_a_record_with_another_spelling_of_the_same_content_is_found() -> None:
     line = chain(1)[0]
     assert "canonical" in verify([line.replace(b'":', b'": ', 1)]).problem

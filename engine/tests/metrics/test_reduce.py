@@ -16,7 +16,7 @@ from cfn.errors import ConfigError, DamagedError, UsageError
 from cfn.metrics.arm import Arm
 from cfn.metrics.evidence import LOST_KINDS, Evidence
 from cfn.metrics.files import Line
-from cfn.metrics.records import DamagedLineError, read_event, read_sample
+from cfn.metrics.records import Coordinated, DamagedLineError, read_event, read_sample
 from cfn.metrics.reduce import reduce_events, reduce_samples, restarts_since
 from cfn.metrics.times import format_ms
 from cfn.paths import Paths
@@ -137,6 +137,25 @@ def test_evidence_survives_its_json() -> None:
     reduce_samples(as_lines([sample(1), sample(3)]), found, now_ms=NOW)
     text = json.dumps(found.as_json())
     assert Evidence.from_json(json.loads(text)).as_json() == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("requests", 2),
+        ("outcomes", {"done": 0}),
+        ("requests", -1),
+        ("rate_sums_micropct", {}),
+        ("agents", 1.5),
+    ],
+)
+def test_evidence_that_contradicts_itself_is_refused(field: str, value: object) -> None:
+    arm = Arm()
+    record = read_event(json.dumps(event()).encode())
+    assert isinstance(record, Coordinated)
+    arm.add(record)
+    with pytest.raises(ValueError, match=r"add up|not a whole|allowed"):
+        Arm.from_json(arm.as_json() | {field: value})
 
 
 @settings(max_examples=30)
