@@ -147,6 +147,7 @@ def test_evidence_survives_its_json() -> None:
         ("requests", -1),
         ("rate_sums_micropct", {}),
         ("agents", 1.5),
+        ("coordination_time_ms", {"zeros": 2, "counts": {}}),
     ],
 )
 def test_evidence_that_contradicts_itself_is_refused(field: str, value: object) -> None:
