@@ -123,6 +123,27 @@ def test_a_bad_file_leaves_the_configuration_in_force(tmp_path: Path) -> None:
     assert not follower.poll()
 
 
+def test_a_file_that_comes_back_unchanged_is_no_problem_any_more(tmp_path: Path) -> None:
+    path = tmp_path / "config.sh"
+    rewrite(path, "CFN_MAX_AGENTS=7\n")
+    follower = ConfigFollower(path, tmp_path / "last-good")
+    path.rename(tmp_path / "away")
+    follower.poll()
+    assert "config.sh" in follower.problem
+    (tmp_path / "away").rename(path)
+    follower.poll()
+    assert (follower.config.max_agents, follower.problem) == (7, "")
+
+
+def test_a_damaged_last_good_file_beside_a_bad_one_leaves_v1(tmp_path: Path) -> None:
+    path, last_good = tmp_path / "config.sh", tmp_path / "last-good"
+    rewrite(path, "CFN_MAX_AGENTS=none\n")
+    last_good.write_text("\0garbage")
+    follower = ConfigFollower(path, last_good)
+    assert follower.config == Config()
+    assert "nor is the last good one" in follower.problem
+
+
 def test_without_any_file_v1_serves(tmp_path: Path) -> None:
     follower = ConfigFollower(tmp_path / "absent", tmp_path / "last-good")
     assert follower.config.coordination_version == "v1"

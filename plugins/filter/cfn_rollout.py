@@ -35,10 +35,21 @@ def step(table: Mapping[str, Any], stage: str, kind: str, traffic: object) -> di
     return {"name": "staging" if kind == "staging" else name, "traffic_pct": value}
 
 
-def next_epoch(hosts: Iterable[str], hostvars: Hostvars) -> int:
-    """One more than the highest epoch that any host answered with in `traffic_before`."""
-    answers = [hostvars[host].get("traffic_before", {}) for host in hosts]
-    return max((int(answer["before"]["epoch"]) for answer in answers if "before" in answer), default=0) + 1
+def next_epoch(hosts: Iterable[str], hostvars: Hostvars, traffic_pct: object = None) -> int:
+    """One more than the highest epoch that any host answered with in `traffic_before`.
+
+    With `traffic_pct`: if every host is at that share of V2 already, under one epoch, that epoch, so
+    that a run that has nothing to flip changes nothing.
+    """
+    answers = [hostvars[host].get("traffic_before", {}).get("before") for host in hosts]
+    states = {
+        (answer["version"], float(answer["traffic_pct"]), int(answer["epoch"])) if answer else None
+        for answer in answers
+    }
+    highest = max((state[2] for state in states if state), default=0)
+    if traffic_pct is not None and states == {("v2", float(str(traffic_pct)), highest)}:
+        return highest
+    return highest + 1
 
 
 def flip_records(hosts: Iterable[str], hostvars: Hostvars) -> dict[str, Any]:

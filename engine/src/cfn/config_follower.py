@@ -27,7 +27,13 @@ class ConfigFollower:
         self.problem = ""
         self.poll()
         if self._signature is None and last_good.exists():
+            self._go_on_with(last_good)
+
+    def _go_on_with(self, last_good: Path) -> None:
+        try:
             self.config = parse(last_good.read_text(), source=str(last_good)).config
+        except (OSError, UnicodeDecodeError, ConfigError) as error:
+            self.problem += f"; nor is the last good one: {error}"
 
     def poll(self) -> bool:
         """Read the file if it changed since the last call. True if another text is now in force.
@@ -42,6 +48,8 @@ class ConfigFollower:
             text = self._path.read_text()
             parsed = parse(text, source=str(self._path))
         except (OSError, UnicodeDecodeError, ConfigError) as error:
+            # A file that comes back as it was must be read again.
+            self._signature = None
             self.problem = f"{error}; the configuration in force is unchanged"
             return False
         self._signature = signature

@@ -27,7 +27,8 @@ TEXT = '# by hand\nexport CFN_TRAFFIC_PERCENTAGE=10 # ten\nCFN_COORDINATION_VERS
     [
         (Order(), {}),
         (Order(version="v2", percent="10"), {}),
-        (Order(percent="10.00", epoch=9), {}),
+        (Order(percent="10.00", epoch=7), {}),
+        (Order(percent="10.00", epoch=9), {"epoch": "9"}),
         (Order(version="v1"), {"coordination_version": "v1"}),
         (Order(version="v1", epoch=7), {"coordination_version": "v1"}),
         (Order(percent="0.5", epoch=8), {"traffic_pct": "0.5", "epoch": "8"}),
@@ -88,7 +89,7 @@ async def test_flip_confirm_repeat_and_check(start_router: StartRouter, tree: Pa
     status = tree.config.stat()
     assert (status.st_mode & 0o777, status.st_uid, status.st_gid) == (0o604, 12, 34)
 
-    repeated = await do_flip(tree, Order(version="v2", percent="25", epoch=4))
+    repeated = await do_flip(tree, Order(version="v2", percent="25", epoch=3))
     assert (repeated["changed"], repeated["confirmed"]) == (False, True)
     assert tree.config.stat() == status
 

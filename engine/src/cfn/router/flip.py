@@ -45,8 +45,9 @@ class Plan:
 
 
 def plan(text: str, order: Order, *, source: str) -> Plan:
-    """What an order makes of the file's text. Without a change of version or percentage the file
-    stays as it is. Raises UsageError for a bad value and RefusedError for an older epoch."""
+    """What an order makes of the file's text; with nothing to change, the file stays as it is. A later
+    epoch is a change: what came between must find it. Raises UsageError for a bad value and
+    RefusedError for an older epoch."""
     before = parse(text, source=source).config
     if order.epoch is not None and order.epoch < before.epoch:
         raise RefusedError(
@@ -59,10 +60,10 @@ def plan(text: str, order: Order, *, source: str) -> Plan:
     }
     wanted = {name: _checked(name, value) for name, value in changes.items() if value is not None}
     fields = {key.name: key.field for key in KEYS}
-    if all(value == as_text(getattr(before, fields[name])) for name, value in wanted.items()):
-        return Plan(before=before, after=before, text=None)
     if order.epoch is not None:
         wanted["CFN_EPOCH"] = str(order.epoch)
+    if all(value == as_text(getattr(before, fields[name])) for name, value in wanted.items()):
+        return Plan(before=before, after=before, text=None)
     edited = edit(text, wanted)
     return Plan(before=before, after=parse(edited, source=source).config, text=edited)
 

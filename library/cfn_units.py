@@ -1,0 +1,101 @@
+#!/usr/bin/python
+# Copyright: cfn-rollout contributors. Apache-2.0, see LICENSE
+"""Enable, start or restart several units at once."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: cfn_units
+short_description: Enable, start or restart several units at once
+description:
+  - As M(ansible.builtin.systemd_service) for a list of units, in one task instead of one for each,
+    since a task costs a fifth of a second on every host.
+  - A unit of type notify counts as started when it says that it is ready, so this waits for health.
+options:
+  names:
+    description: The units, in the order in which they are started.
+    type: list
+    elements: str
+    required: true
+  restarted:
+    description: Take changed units in and restart all of them, whatever their state; enable none.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+author:
+  - cfn-rollout contributors
+"""
+
+EXAMPLES = r"""
+- name: Run the router
+  cfn_units:
+    names: [cfn-router.socket, cfn-router.service]
+"""
+
+RETURN = r"""
+states:
+  description: For each unit how it was before, as C(enabled/active) of systemctl.
+  returned: always
+  type: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+WANTED = "enabled/active"
+
+
+def states(module: AnsibleModule, names: list[str]) -> dict[str, str]:
+    """How each unit is, such as `enabled/active` or `disabled/inactive`; `not-found` if it does not exist."""
+    words = []
+    for question in ("is-enabled", "is-active"):
+        _, output, _ = module.run_command(["systemctl", question, *names])
+        words.append(output.split("\n")[: len(names)])
+    return {
+        name: f"{enabled or 'not-found'}/{active}"
+        for name, enabled, active in zip(names, *words, strict=True)
+    }
+
+
+def act(module: AnsibleModule, *arguments: str) -> None:
+    """Run systemctl; end the task with its words and where to look if it fails."""
+    rc, output, errors = module.run_command(["systemctl", *arguments])
+    if rc != 0:
+        module.fail_json(
+            msg=f"systemctl {' '.join(arguments)}: {(errors or output).strip()} See: journalctl -u 'cfn-*'"
+        )
+
+
+def main() -> None:
+    """Compare, show the difference, apply it."""
+    module = AnsibleModule(
+        argument_spec={
+            "names": {"type": "list", "elements": "str", "required": True},
+            "restarted": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    names: list[str] = module.params["names"]
+    restarted: bool = module.params["restarted"]
+    before = states(module, names)
+    changed = restarted or any(state != WANTED for state in before.values())
+    wanted = "restarted" if restarted else WANTED
+    diff = {
+        "before": "".join(f"{name}: {state}\n" for name, state in before.items()),
+        "after": "".join(f"{name}: {wanted}\n" for name in names),
+    }
+    if changed and not module.check_mode:
+        if restarted:
+            act(module, "daemon-reload")
+            act(module, "restart", *names)
+        else:
+            act(module, "--quiet", "enable", *names)
+            act(module, "start", *names)
+    module.exit_json(changed=changed, states=before, diff=diff)
+
+
+if __name__ == "__main__":
+    main()

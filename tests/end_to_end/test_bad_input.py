@@ -1,0 +1,112 @@
+"""What cannot be meant, or cannot work, stops before anything is touched."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+from tests.end_to_end.conftest import Lab, make_lab
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture(scope="module")
+def unfit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """One host for each way of not being fit, and a fit one."""
+    spec = PROJECT / "tests/end_to_end/unfit.yml"
+    for lab in make_lab("unfit", spec, tmp_path_factory.mktemp("unfit") / "i"):
+        subprocess.run(["lab", "--name", lab.name, "off", "gone"], check=True, capture_output=True)
+        yield lab
+
+
+def test_all_problems_of_all_hosts_in_one_run_and_nothing_changed(unfit: Lab) -> None:
+    played = unfit.play("stage1.yml")
+    assert played.returncode != 0
+    for words in (
+        "smallshm: shm_total_mb: found 64 MB, required at least 256 MB",
+        "fewfiles: nofile: found 1024 files, required at least 4096 files",
+        "oldbash: bash_version: found 3.2",
+        "gone: unreachable",
+    ):
+        assert words in played.output, played.output
+    assert "\n        fit: " not in played.output
+    assert played.changed == 0
+    for host in ("fit", "smallshm", "fewfiles", "oldbash"):
+        assert unfit.run(host, "ls -d /opt/cfn /opt/cfn-v1 /etc/cfn 2>/dev/null", check=False) == ""
+
+
+@pytest.mark.parametrize("traffic", ["175", "abc", "", "75", "0", "10.5"])
+def test_traffic_that_the_stage_does_not_take(unfit: Lab, traffic: str) -> None:
+    played = unfit.play("stage1.yml", "-e", f"traffic={traffic}")
+    assert played.returncode != 0
+    assert f"traffic={traffic} is refused: stage1 takes a percentage from 1 to 10" in " ".join(
+        played.output.split()
+    )
+    assert "Preflight" not in played.output
+
+
+def test_an_inventory_without_hosts_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text("all: {children: {cfn: {hosts: {}}, control: {hosts: {}}}}\n")
+    (tmp_path / "group_vars").symlink_to(PROJECT / "inventories/lab/group_vars")
+    played = Lab("none", tmp_path).play("stage1.yml")
+    assert played.returncode != 0
+    assert "make lab-up" in played.output
+
+
+def test_a_configuration_that_is_refused_is_not_deployed(pair: Lab) -> None:
+    before = pair.run("one", "cat /etc/cfn/config.sh")
+    for extra, words in (
+        ("{CFN_MAX_AGENT: 7}", "unknown key CFN_MAX_AGENT"),
+        ("{CFN_EPOCH: 7}", "CFN_EPOCH is set twice"),
+        ("{CFN_MAX_INBOX: 0}", "a whole number from 1 to"),
+        ('{CFN_RETENTION_TIME: "$(id)"}', "a dollar sign is refused"),
+    ):
+        played = pair.play("stage1.yml", "-e", f"{{engine_extra_config: {extra}}}")
+        assert played.returncode != 0
+        assert words in " ".join(played.output.split()), played.output
+        assert pair.run("one", "cat /etc/cfn/config.sh") == before
+
+
+def test_ids_and_payloads_at_the_message_bus(pair: Lab) -> None:
+    bus = "/coordination/message-bus.sh"
+    for task in ("../x", "a/b", "a..b", '$(printf "a\\nb")', '$(printf "%010240d" 1)'):
+        assert "rc=2" in pair.run("one", f'{bus} coordinate 1 "{task}"; echo rc=$?')
+    pair.run("one", f"{bus} init 2")
+    try:
+        big = f'head -c 70000 /dev/zero | tr "\\0" x | {bus} send agent-1 agent-2 note -; echo rc=$?'
+        assert "rc=0" not in pair.run("one", big, check=False)
+    finally:
+        pair.run("one", f"{bus} shutdown")
+
+
+def test_a_router_that_nobody_answers_for(pair: Lab) -> None:
+    pair.run("two", "systemctl stop cfn-router.socket cfn-router.service")
+    try:
+        assert "rc=3" in pair.run(
+            "two", "/opt/cfn/current/bin/cfn coordinate --agents 1 nobody-1; echo rc=$?"
+        )
+        played = pair.play("stage1.yml", "--tags", "always,traffic", "-e", "traffic=7")
+        assert played.returncode != 0
+    finally:
+        pair.run("two", "systemctl start cfn-router.socket cfn-router.service")
+
+
+def test_the_gate_never_passes_on_damaged_records(pair: Lab) -> None:
+    events = "/var/log/cfn/coordination-events.jsonl"
+    samples = "/var/log/cfn/v2-metrics.jsonl"
+    for damage in (
+        f"mv {events} {events}.kept",
+        f"mv {samples} {samples}.kept; systemctl stop cfn-metrics",
+        f"cp {samples} {samples}.kept; sed -i s/[0-9]/NaN/g {samples}",
+        f"cp {events} {events}.kept; truncate -s -7 {events}; : > {samples}",
+    ):
+        pair.run("two", damage)
+        try:
+            played = pair.play("gate.yml")
+            assert played.returncode != 0
+            assert "PASS  lab" not in played.output
+        finally:
+            pair.run("two", f"for f in {events} {samples}; do [ ! -e $f.kept ] || mv $f.kept $f; done; "
+                            "systemctl start cfn-metrics; systemctl reload cfn-router")  # fmt: skip
