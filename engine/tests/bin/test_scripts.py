@@ -166,7 +166,7 @@ def test_any_program_joins_a_swarm(engine):
     engine.configure(CFN_AGENT_TIMEOUT_TIME=1000)
     engine.start()
     swarm = engine.ask(verb="init", agents=1)["swarm_id"]
-    script = 'if [[ $CFN_TASK_ID == slow ]]; then sleep 60; fi; printf "%s:%s:" $CFN_AGENT_ID $CFN_TASK_ID; cat; exit 3'
+    script = '[[ $CFN_TASK_ID != slow ]] || sleep 60; printf "%s:%s:" $CFN_AGENT_ID $CFN_TASK_ID; cat; exit 3'
     with subprocess.Popen(
         [BIN / "agent-wrapper.sh", "guest", "--", "bash", "-c", script],
         env=engine.environment, stdout=subprocess.PIPE, text=True,

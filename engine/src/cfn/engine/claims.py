@@ -84,10 +84,11 @@ class Verdict:
 
 
 def create(folder: Path, agents: int) -> None:
-    """Make the claims file of a request, with an empty slot for each agent."""
+    """Make the claims file of a request, with an empty slot for each agent. Its pages are taken from
+    tmpfs here, so that no claim and no end can fail for want of room. Raises OSError."""
     descriptor = os.open(folder / "claims", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
     try:
-        os.truncate(descriptor, agents * SLOT_BYTES)
+        os.posix_fallocate(descriptor, 0, agents * SLOT_BYTES)
     finally:
         os.close(descriptor)
 

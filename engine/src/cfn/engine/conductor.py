@@ -20,7 +20,7 @@ from cfn.engine.guard import one_at_a_time, own_folder, serve_at
 from cfn.engine.hub import Hub
 from cfn.engine.log import log
 from cfn.engine.loop import READ, Loop
-from cfn.engine.notify import notify, watchdog_interval_s
+from cfn.engine.notify import Watchdog, notify
 from cfn.engine.spawner_link import SpawnerLink
 from cfn.engine.store import Store, replace
 from cfn.engine.swarms import Swarms
@@ -53,6 +53,7 @@ class Conductor:
         self.swarms = Swarms(paths.shm, self._hub, self._generation)
         self._stopping_since: float | None = None
         self._reload = False
+        self._watchdog = Watchdog()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -77,7 +78,6 @@ class Conductor:
         signal.signal(signal.SIGTERM, self._terminated)
         signal.signal(signal.SIGINT, self._terminated)
         signal.signal(signal.SIGHUP, self._hung_up)
-        longest_s = min(_POLL_S, watchdog_interval_s() or _POLL_S)
         notify("READY=1")
         log(
             "conductor started",
@@ -88,11 +88,11 @@ class Conductor:
         )
         polled_s = time.monotonic()
         while self._stopping_since is None:
-            self._turn(longest_s)
+            self._turn(self._watchdog.longest_wait_s)
             if self._reload or time.monotonic() - polled_s >= _POLL_S:
                 polled_s = time.monotonic()
                 self._poll_config()
-        self._stop(longest_s)
+        self._stop()
 
     def accepting(self) -> None:
         """Raises RefusedError while the conductor is stopping."""
@@ -141,7 +141,7 @@ class Conductor:
     def _turn(self, longest_s: float) -> None:
         self._loop.turn(longest_s)
         self.coordinations.pump()
-        notify("WATCHDOG=1")
+        self._watchdog.feed()
 
     def _requested(self, client: Client, value: dict[str, object]) -> None:
         verbs.serve(self, client, value)
@@ -173,11 +173,11 @@ class Conductor:
 
     # The end
 
-    def _stop(self, longest_s: float) -> None:
+    def _stop(self) -> None:
         """Drain, then give up what is not claimed, then stop what runs; every caller is told."""
         notify("STOPPING=1")
         open_requests = self.coordinations.open
-        self._until(lambda: self.coordinations.open == 0, DRAIN_S, longest_s)
+        self._until(lambda: self.coordinations.open == 0, DRAIN_S)
         self.coordinations.give_up_all("the conductor was stopped")
         swarms = list(self._hub.swarms.values())
         for swarm in swarms:
@@ -185,12 +185,12 @@ class Conductor:
         kept = [swarm for swarm in swarms if swarm.kept]
         for swarm in kept:
             self.swarms.shutdown(swarm, time.monotonic(), lambda _agents, _undrained: None)
-        self._until(lambda: not self._hub.swarms, END_S, longest_s)
+        self._until(lambda: not self._hub.swarms, END_S)
         for task_id in self._hub.running:  # claimed, and not ending: what is killed now is unknown
             log("stopped while it ran", task_id=task_id)
             self._hub.kill_running(task_id)
-        self._until(lambda: not self._hub.swarms, 1.0, longest_s)
-        self._until(lambda: not self._clients.unsent, 1.0, longest_s)
+        self._until(lambda: not self._hub.swarms, 1.0)
+        self._until(lambda: not self._clients.unsent, 1.0)
         self._clients.close()
         self._paths.conductor_socket.unlink(missing_ok=True)
         agents = self.coordinations.counters.agents
@@ -202,10 +202,10 @@ class Conductor:
             unknown=agents.get("unknown", 0),
         )
 
-    def _until(self, satisfied: Callable[[], bool], limit_s: float, longest_s: float) -> None:
+    def _until(self, satisfied: Callable[[], bool], limit_s: float) -> None:
         limit = time.monotonic() + limit_s
         while not satisfied() and time.monotonic() < limit:
-            self._turn(min(longest_s, 0.05))
+            self._turn(0.05)
 
 
 def _next_generation(paths: Paths) -> int:

@@ -89,7 +89,8 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exited:
-    """Spawner: a worker's process ended; `status` is its exit code, or minus a signal."""
+    """Spawner: a worker's process ended badly; `status` is its exit code, minus a signal, or 0
+    for an adopted one, which is not the spawner's child."""
 
     swarm_id: str
     agent: str

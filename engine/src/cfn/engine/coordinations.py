@@ -27,6 +27,7 @@ from cfn.release import LabFault
 
 MAX_RUNNING = 16
 MAX_QUEUED = 256
+_RETRY_S = 0.5  # while tmpfs or descriptors are exhausted
 TEAM = "team-1"  # flat: everybody is in one team
 
 Told = Callable[[Coordination], None]
@@ -56,6 +57,8 @@ class Coordinations:
         self._queue: deque[Request] = deque()
         self._waiting: dict[str, list[Told]] = {}
         self._replayed: set[str] = set()
+        self._paused_until_s = 0.0
+        self._unstored: dict[str, Coordination] = {}  # ended, and tmpfs had no room for the outcome
         self.counters = Counters()
 
     @property
@@ -85,7 +88,7 @@ class Coordinations:
 
         Raises RefusedError over a bound, OSError when tmpfs has no room; nothing was started then.
         """
-        stored = self._store.result(asked.task_id)
+        stored = self._unstored.get(asked.task_id) or self._store.result(asked.task_id)
         if stored is not None:
             self.counters.repeated += 1
             told(stored)
@@ -127,13 +130,15 @@ class Coordinations:
         for request in self._queue:
             if request.task_id == task_id:
                 return _all(request, AgentState.WAITING, "")
-        return self._store.result(task_id)
+        return self._unstored.get(task_id) or self._store.result(task_id)
 
     def revoke(self, task_id: str, told: Told) -> bool:
         """Make sure that nothing more of this request starts, then tell its states. False if unknown."""
         for request in [r for r in self._queue if r.task_id == task_id]:
             self._queue.remove(request)
-            self._begin(request, given_up="revoked")
+            if not self._begin(request, given_up="revoked"):
+                self.hub.later(_RETRY_S, lambda: self._revoke_again(task_id, told))
+                return True
         if self.hub.assignment(task_id) is not None:
             self.hub.give_up_unclaimed(task_id, "revoked")
         assignment = self.hub.assignment(task_id)
@@ -152,10 +157,13 @@ class Coordinations:
     def pump(self) -> None:
         """Begin what waits, as far as the bounds allow. Called after each turn of the loop."""
         now = time.monotonic()
+        if now < self._paused_until_s:
+            return
         for request in [r for r in self._queue if now >= r.deadline_at_s]:
             self._queue.remove(request)
             reason = f"no acknowledgement within {request.deadline_ms} ms: other requests were before it"
-            self._begin(request, given_up=reason)
+            if not self._begin(request, given_up=reason):
+                return
         while self._queue:
             request = self._queue[0]
             running = self.hub.running_agents
@@ -163,7 +171,8 @@ class Coordinations:
             if len(self.hub.running) >= MAX_RUNNING or not room:
                 break
             self._queue.popleft()
-            self._begin(request, fresh=request.task_id not in self._replayed)
+            if not self._begin(request, fresh=request.task_id not in self._replayed):
+                return
 
     def replay(self) -> None:
         """Go on with what a crash left open."""
@@ -178,8 +187,8 @@ class Coordinations:
 
     def give_up_all(self, reason: str) -> None:
         """Fence everything that is not claimed, queued or running."""
-        while self._queue:
-            self._begin(self._queue.popleft(), given_up=reason)
+        while self._queue and self._begin(self._queue.popleft(), given_up=reason):
+            pass
         for task_id in self.hub.running:
             self.hub.give_up_unclaimed(task_id, reason)
 
@@ -206,9 +215,18 @@ class Coordinations:
         self._epoch += 1
         return self._epoch
 
-    def _begin(self, request: Request, *, fresh: bool = False, given_up: str = "") -> None:
+    def _begin(self, request: Request, *, fresh: bool = False, given_up: str = "") -> bool:
         """Run a request on the hub. `fresh`: no worker and no claim of it can exist. `given_up`: start
-        nothing, and only find out what was started before."""
+        nothing, and only find out what was started before. False: not now, it waits again."""
+        folder = self._store.folder(request.task_id)
+        try:
+            claims = ClaimsFile(folder)
+        except OSError as error:  # no descriptor is free: wait for one
+            log("request cannot begin yet", task_id=request.task_id, reason=str(error))
+            self._queue.appendleft(request)
+            self._paused_until_s = time.monotonic() + _RETRY_S
+            self.hub.later(_RETRY_S, self.pump)
+            return False
         config = self._config()
         hub = self.hub
         swarm = hub.swarms.get(request.swarm_id) if request.swarm_id else None
@@ -225,7 +243,6 @@ class Coordinations:
         )
         if given_up:
             assignment.give_up_unclaimed(given_up)
-        folder = self._store.folder(request.task_id)
         task = wire.Task(
             task_id=request.task_id,
             folder=str(folder),
@@ -236,11 +253,21 @@ class Coordinations:
             max_output_bytes=config.max_output_bytes,
             slow_ms=self._fault.slow_ms,
         )
-        hub.start(assignment, swarm, ClaimsFile(folder), task, fresh=fresh and own)
+        hub.start(assignment, swarm, claims, task, fresh=fresh and own)
+        return True
 
     def completed(self, outcome: Coordination) -> None:
-        """The hub's word that a run has ended: store its outcome, then tell it."""
-        self._store.complete(outcome)
+        """The hub's word that a run has ended: store its outcome, then tell it. Without room for it
+        the callers wait, and so does the request in the journal."""
+        try:
+            self._store.complete(outcome)
+        except OSError as error:
+            if outcome.task_id not in self._unstored:
+                log("outcome cannot be stored yet", task_id=outcome.task_id, reason=str(error))
+            self._unstored[outcome.task_id] = outcome
+            self.hub.later(_RETRY_S, lambda: self.completed(outcome))
+            return
+        self._unstored.pop(outcome.task_id, None)
         self._replayed.discard(outcome.task_id)
         self.counters.completed += 1
         for state, number in outcome.states.items():

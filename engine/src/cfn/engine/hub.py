@@ -11,67 +11,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 from cfn.coordination import AgentState, Coordination
 from cfn.engine import wire
 from cfn.engine.assignment import Assignment, Do, Order
+from cfn.engine.broadcasts import Broadcasts
 from cfn.engine.claims import Claim, ClaimsFile, Standing
 from cfn.engine.log import log
 from cfn.engine.loop import Loop, Timer
+from cfn.engine.members import Endpoint, Member, Provider, Swarm
 from cfn.errors import DamagedError
 
-_ACKNOWLEDGED = 4  # message types remembered for each agent, for `status`
 _RESPAWN_S = 0.05  # first pause before a kept swarm's worker is replaced; doubles up to 6.4 s
-
-
-class Endpoint(Protocol):
-    """How a hub reaches one agent."""
-
-    pid: int
-    """The agent's process, 0 if it is not a worker of the spawner."""
-
-    def send(self, parts: Sequence[bytes]) -> bool:
-        """Send one datagram without blocking; False when it must be sent again later."""
-
-    def close(self) -> None:
-        """Forget the agent."""
-
-
-class Provider(Protocol):
-    """Who makes and ends workers."""
-
-    def spawn(self, swarm_id: str, agents: Sequence[str], replaces: Sequence[int]) -> None:
-        """Order processes; they come as `Hub.attach` or as `Hub.spawning_failed`."""
-
-    def kill(self, swarm_id: str, agent: str, pid: int) -> None:
-        """SIGKILL a worker."""
-
-    def end(self, swarm_id: str) -> None:
-        """Let go of a swarm."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Member:
-    """One agent of a swarm."""
-
-    agent: str
-    endpoint: Endpoint | None = None
-    last_pid: int = 0
-    external: bool = False
-    losses: int = 0
-    acknowledged: deque[str] = field(default_factory=lambda: deque(maxlen=_ACKNOWLEDGED))
-
-
-@dataclass(slots=True, kw_only=True)
-class Swarm:
-    """Agents that belong together. A kept swarm replaces its dead; the other lives for one request."""
-
-    swarm_id: str
-    kept: bool
-    members: dict[str, Member]
-    ending: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,23 +37,6 @@ class _Run:
     timer_s: float = 0.0
 
 
-@dataclass(slots=True, kw_only=True)
-class Broadcast:
-    """A message on its way: who has not acknowledged it yet."""
-
-    number: int
-    kind: str
-    sent: int
-    missing: set[str]
-    done: Callable[["Broadcast"], None]
-    timer: Timer | None = None
-
-    @property
-    def delivered(self) -> int:
-        """Agents that acknowledged."""
-        return self.sent - len(self.missing)
-
-
 class Hub:
     """Swarms and the requests that run on them. `completed` is called once for each run."""
 
@@ -110,8 +45,7 @@ class Hub:
         self._provider = provider
         self._completed = completed
         self._runs: dict[str, _Run] = {}
-        self._broadcasts: dict[int, Broadcast] = {}
-        self._message = 0
+        self.broadcasts = Broadcasts(loop)
         self.swarms: dict[str, Swarm] = {}
 
     # Swarms
@@ -180,8 +114,7 @@ class Hub:
         member.endpoint = None
         for run in self._runs_of(swarm_id, agent):
             self._carry_out(run, run.assignment.missing(run.indices[agent]))
-        for broadcast in [b for b in self._broadcasts.values() if agent in b.missing]:
-            self._finish_broadcast(broadcast)
+        self.broadcasts.lost(swarm_id, agent)
         if member.external:
             del swarm.members[agent]
         elif swarm.kept and not swarm.ending:
@@ -250,7 +183,9 @@ class Hub:
         try:
             frame = wire.decode(raw)
             if frame.kind is wire.Kind.RECEIVED:
-                self._acknowledged(swarm_id, agent, frame.epoch)
+                swarm = self.swarms.get(swarm_id)
+                if swarm is not None and agent in swarm.members:
+                    self.broadcasts.acknowledged(swarm.members[agent], swarm_id, frame.epoch)
                 return
             for run in self._runs_of(swarm_id, agent):
                 if run.assignment.epoch == frame.epoch and run.indices[agent] == frame.index:
@@ -305,7 +240,11 @@ class Hub:
             if order.do is Do.SEND:
                 self._send(run, agent, order.index)
             elif order.do is Do.SPAWN:
-                wanted.append(agent)
+                member = run.swarm.members.get(agent)
+                if member is None or member.external:
+                    todo.extend(run.assignment.spawning_failed(order.index, "it left the swarm"))
+                else:
+                    wanted.append(agent)
             elif order.do is Do.KILL:
                 self._kill(run, agent, order.index)
             else:
@@ -386,50 +325,11 @@ class Hub:
     def _runs_of(self, swarm_id: str, agent: str) -> list[_Run]:
         return [r for r in self._runs.values() if r.swarm.swarm_id == swarm_id and agent in r.indices]
 
-    # Messages
-
-    def broadcast(
-        self, swarm: Swarm, kind: str, body: bytes, *, limit_s: float, done: Callable[[Broadcast], None]
-    ) -> None:
-        """Send a message to every agent; `done` is called when all have acknowledged or time is up."""
-        self._message += 1
-        broadcast = Broadcast(
-            number=self._message, kind=kind, sent=len(swarm.members), missing=set(swarm.members), done=done
-        )
-        self._broadcasts[broadcast.number] = broadcast
-        datagram = wire.encode(
-            wire.Kind.MESSAGE, epoch=broadcast.number, meta=wire.message_meta(kind), body=body
-        )
-        for member in list(swarm.members.values()):
-            if member.endpoint is not None:
-                member.endpoint.send([datagram])
-        broadcast.timer = self._loop.at(time.monotonic() + limit_s, lambda: self._finish_broadcast(broadcast))
-        if not broadcast.missing:
-            self._finish_broadcast(broadcast)
-
-    def _acknowledged(self, swarm_id: str, agent: str, number: int) -> None:
-        broadcast = self._broadcasts.get(number)
-        swarm = self.swarms.get(swarm_id)
-        if broadcast is None or swarm is None or agent not in broadcast.missing:
-            return
-        acknowledged = swarm.members[agent].acknowledged
-        if broadcast.kind not in acknowledged:
-            acknowledged.append(broadcast.kind)
-        broadcast.missing.discard(agent)
-        if not broadcast.missing:
-            self._finish_broadcast(broadcast)
-
-    def _finish_broadcast(self, broadcast: Broadcast) -> None:
-        if self._broadcasts.pop(broadcast.number, None) is not None:
-            if broadcast.timer is not None:
-                broadcast.timer.cancel()
-            broadcast.done(broadcast)
+    # Counts
 
     def later(self, pause_s: float, action: Callable[[], None]) -> None:
         """Call `action` after a pause."""
         self._loop.at(time.monotonic() + pause_s, action)
-
-    # Counts
 
     @property
     def live_agents(self) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from contextlib import suppress
 
 
@@ -27,3 +28,23 @@ def watchdog_interval_s() -> float | None:
     if not allowed_us.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     return int(allowed_us) / 2_000_000 or None
+
+
+class Watchdog:
+    """Feeds the watchdog from a main loop, no oftener than it needs."""
+
+    def __init__(self) -> None:
+        self._interval_s = watchdog_interval_s()
+        self._fed_s = 0.0
+
+    @property
+    def longest_wait_s(self) -> float:
+        """How long a turn of the loop may wait: at most a second."""
+        return min(1.0, self._interval_s or 1.0)
+
+    def feed(self) -> None:
+        """Call after each turn that made progress."""
+        now_s = time.monotonic()
+        if self._interval_s is not None and now_s - self._fed_s >= self._interval_s / 2:
+            self._fed_s = now_s
+            notify("WATCHDOG=1")

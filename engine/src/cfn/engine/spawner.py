@@ -19,7 +19,7 @@ from cfn.engine import control, sessions
 from cfn.engine.guard import one_at_a_time, own_folder, serve_at
 from cfn.engine.log import log
 from cfn.engine.loop import READ, WRITE, Loop
-from cfn.engine.notify import notify, watchdog_interval_s
+from cfn.engine.notify import Watchdog, notify
 from cfn.engine.worker import Worker
 from cfn.errors import DamagedError
 from cfn.paths import Paths
@@ -69,7 +69,7 @@ class Spawner:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._terminated)
         signal.signal(signal.SIGINT, self._terminated)
-        longest_s = min(1.0, watchdog_interval_s() or 1.0)
+        watchdog = Watchdog()
         gc.collect()
         gc.disable()  # a collection in a child would touch, and so copy, every page of this heap
         gc.freeze()
@@ -77,8 +77,8 @@ class Spawner:
         log("spawner started", pid=os.getpid())
         try:
             while not self._stopping:
-                self._loop.turn(longest_s)
-                notify("WATCHDOG=1")
+                self._loop.turn(watchdog.longest_wait_s)
+                watchdog.feed()
         finally:
             notify("STOPPING=1")
             log("spawner stopped", workers=len(self._held))
@@ -211,7 +211,7 @@ class Spawner:
         return held
 
     def _adopt(self, order: control.Adopt, descriptors: Sequence[int]) -> None:
-        for agent, pid, descriptor in zip(order.agents, order.pids, descriptors, strict=True):
+        for agent, pid, descriptor in zip(order.agents, order.pids, descriptors, strict=False):
             key = (order.swarm_id, agent)
             try:
                 pidfd = -1 if key in self._held else os.pidfd_open(pid)
@@ -281,8 +281,10 @@ class Spawner:
         if held.pidfd >= 0:
             self._loop.remove(held.pidfd)
             os.close(held.pidfd)
-        self._report(control.Exited(swarm_id=held.swarm_id, agent=held.agent, pid=held.pid, status=status))
         if status != 0 or held.pidfd >= 0:
+            self._report(
+                control.Exited(swarm_id=held.swarm_id, agent=held.agent, pid=held.pid, status=status)
+            )
             if not self._dead:
                 self._loop.at(time.monotonic() + _SWEEP_DELAY_S, self._sweep)
             self._dead.add(held.pid)

@@ -12,6 +12,7 @@ from cfn.errors import DamagedError
 from cfn.paths import Paths
 
 _RETRY_S = 0.05
+_MISSED_S = 0.2
 
 
 class WorkerSocket:
@@ -198,14 +199,25 @@ class SpawnerLink:
 
     def _workers(self, message: control.Workers, descriptors: Sequence[int]) -> None:
         assert self.hub is not None  # noqa: S101 - `start` sets it
-        for agent, pid, descriptor in zip(message.agents, message.pids, descriptors, strict=True):
+        for agent, pid, descriptor in zip(message.agents, message.pids, descriptors, strict=False):
             self._wanted.pop((message.swarm_id, agent), None)
             worker = WorkerSocket(self._loop, self.hub, message.swarm_id, agent, pid, descriptor)
             worker.watch()
             if not self.hub.attach(message.swarm_id, agent, worker):
                 worker.close()
+        missed = list(message.agents[len(descriptors) :])
+        if missed:  # this process may open no more files: the kernel dropped the rest
+            log("workers' sockets missed", swarm_id=message.swarm_id, agents=len(missed))
+            for agent in missed:
+                self._wanted[message.swarm_id, agent] = 0
+            self.hub.later(_MISSED_S, lambda: self._order_wanted(message.swarm_id, missed))
         if message.swarm_id not in self.hub.swarms:
             self._send(control.End(swarm_id=message.swarm_id))
+
+    def _order_wanted(self, swarm_id: str, agents: Sequence[str]) -> None:
+        wanted = [agent for agent in agents if (swarm_id, agent) in self._wanted]
+        if self._ready and wanted:
+            self._order(swarm_id, wanted, [self._wanted[swarm_id, agent] for agent in wanted])
 
     def _welcomed(self, pid: int) -> None:
         log("spawner connected", spawner_pid=pid)

@@ -13,11 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cfn.engine.broadcasts import Broadcast
 from cfn.engine.clients import Client
 from cfn.engine.external import ExternalAgent
-from cfn.engine.hub import Broadcast, Hub, Swarm
+from cfn.engine.hub import Hub
 from cfn.engine.inbox import Inboxes, Message
 from cfn.engine.log import log
+from cfn.engine.members import Swarm
 from cfn.engine.store import replace
 from cfn.errors import RefusedError, UsageError
 from cfn.ids import agent_ids
@@ -100,7 +102,7 @@ class Swarms:
         def finished(broadcast: Broadcast) -> None:
             done(broadcast.sent, broadcast.delivered)
 
-        self._hub.broadcast(swarm, _label(kind, body), body, limit_s=ACKNOWLEDGE_S, done=finished)
+        self._hub.broadcasts.send(swarm, _label(kind, body), body, limit_s=ACKNOWLEDGE_S, done=finished)
 
     def status(self, swarm: Swarm) -> list[dict[str, Any]]:
         """Each agent's standing."""
