@@ -1,6 +1,7 @@
 """The promise under SIGKILL and SIGSTOP: every agent ends in one state, and nothing starts twice."""
 
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -257,3 +258,35 @@ def leaders(engine):
         except ProcessLookupError:
             continue
     return found
+
+
+def test_a_new_spawner_keeps_the_workers_of_the_old_one(engine):
+    engine.start()
+    engine.ask(verb="init", agents=3)
+    before = [agent["pid"] for agent in engine.ask(verb="status")["agents"]]
+    engine.kill("spawner")
+    engine.until(lambda: engine.ask(verb="health")["spawner"] == "down", 5)
+    engine.start("spawner")
+    engine.up()
+    time.sleep(0.1)  # for what came with the hello
+    engine.kill("conductor")
+    engine.start("conductor")
+    engine.until(lambda: all(a["state"] == "up" for a in engine.ask(verb="status")["agents"]), 5)
+    assert [agent["pid"] for agent in engine.ask(verb="status")["agents"]] == before
+    os.kill(before[0], signal.SIGKILL)  # no child of this spawner, and still noticed and replaced
+    engine.until(lambda: engine.ask(verb="status")["agents"][0]["pid"] not in (0, before[0]), 5)
+
+
+@pytest.mark.parametrize("short", ["spawner", "conductor"])
+def test_without_descriptors_a_request_ends_with_a_reason_and_the_next_is_served(engine, short):
+    engine.start()
+    engine.up()
+    process = engine.processes[short].pid
+    taken = len(os.listdir(f"/proc/{process}/fd")) + 8  # noqa: PTH208 - numbers only
+    resource.prlimit(process, resource.RLIMIT_NOFILE, (taken, 4096))
+    answer = engine.ask(verb="coordinate", task_id="t", agents=40, deadline_ms=700)
+    assert answer["states"]["undelivered"] > 20
+    assert answer["states"]["undelivered"] + answer["states"]["done"] == 40
+    assert all(result["reason"] for result in answer["results"] if result["state"] == "undelivered")
+    resource.prlimit(process, resource.RLIMIT_NOFILE, (1024, 4096))
+    assert engine.ask(verb="coordinate", task_id="t2", agents=40)["states"]["done"] == 40

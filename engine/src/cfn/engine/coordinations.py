@@ -265,6 +265,7 @@ class Coordinations:
             if outcome.task_id not in self._unstored:
                 log("outcome cannot be stored yet", task_id=outcome.task_id, reason=str(error))
             self._unstored[outcome.task_id] = outcome
+            self._end_own_swarm(outcome.swarm_id)  # its sockets may be what is missing
             self.hub.later(_RETRY_S, lambda: self.completed(outcome))
             return
         self._unstored.pop(outcome.task_id, None)
@@ -283,9 +284,12 @@ class Coordinations:
         )
         for told in self._waiting.pop(outcome.task_id, []):
             told(outcome)
-        swarm = self.hub.swarms.get(outcome.swarm_id)
+        self._end_own_swarm(outcome.swarm_id)
+
+    def _end_own_swarm(self, swarm_id: str) -> None:
+        swarm = self.hub.swarms.get(swarm_id)
         if swarm is not None and not swarm.kept:
-            self.hub.end_swarm(outcome.swarm_id)
+            self.hub.end_swarm(swarm_id)
 
 
 def _own_swarm(request: Request) -> str:
