@@ -62,7 +62,7 @@ class Lab:
 
     def run(self, host: str, command: str, *, check: bool = True) -> str:
         """Run a shell line as root on a host, and return what it printed."""
-        argv = ["lab", "--name", self.name, "sh", host, "--", "sudo", "bash", "-c", f"'{command}'"]
+        argv = ["lab", "--name", self.name, "sh", host, "--", "sudo", "bash", "-c", command]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if check and done.returncode != 0:
             raise AssertionError(f"{host}: {command}: {done.returncode}: {done.stdout}{done.stderr}")
