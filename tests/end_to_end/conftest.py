@@ -101,9 +101,7 @@ def make_lab(name: str, spec: Path, folder: Path) -> Iterator[Lab]:
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Two fit hosts, `one` and `two`; the first is the control host. Stage 1 is deployed."""
-    for lab in make_lab(
-        "pair", PROJECT / "molecule/default/hosts.yml", tmp_path_factory.mktemp("pair") / "i"
-    ):
+    for lab in make_lab("pair", PROJECT / "lab/specs/pair.yml", tmp_path_factory.mktemp("pair") / "i"):
         first = lab.play("stage1.yml")
         assert first.returncode == 0, first.output
         yield lab

@@ -75,8 +75,12 @@ def test_ids_and_payloads_at_the_message_bus(pair: Lab) -> None:
         assert "rc=2" in pair.run("one", f'{bus} coordinate 1 "{task}"; echo rc=$?')
     pair.run("one", f"{bus} init 2")
     try:
-        big = f'head -c 70000 /dev/zero | tr "\\0" x | {bus} send agent-1 agent-2 note -; echo rc=$?'
-        assert "rc=0" not in pair.run("one", big, check=False)
+        big = '"$(head -c 65537 /dev/zero | tr "\\0" x)"'
+        answer = pair.run("one", f"{bus} send agent-1 agent-2 note {big} 2>&1; echo rc=$?")
+        assert "65536" in answer, answer
+        assert "rc=0" not in answer
+        for agent in ("../x", "a/b", "a..b"):
+            assert "rc=2" in pair.run("one", f"{bus} send agent-1 {agent} note hello; echo rc=$?")
     finally:
         pair.run("one", f"{bus} shutdown")
 
