@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,7 +41,8 @@ class Client:
         DamagedError for an answer that is no JSON object.
         """
         try:
-            self._socket.sendall(json.dumps(value).encode() + b"\n")
+            with suppress(BrokenPipeError):  # a request that is cut off is answered all the same
+                self._socket.sendall(json.dumps(value).encode() + b"\n")
             while line := self._file.readline():
                 yield _object(line)
         except OSError as error:
