@@ -7,6 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from engine.tests.engine.conftest import BIN, Engine
 
 
 @pytest.fixture
-def engine():
+def engine() -> Iterator[Engine]:
     made = Engine(Path(tempfile.mkdtemp(prefix="cfn", dir="/dev/shm")))
     made.configure(CFN_MAX_AGENTS=100)
     yield made
@@ -24,7 +25,7 @@ def engine():
 
 
 @pytest.fixture(scope="module")
-def shared():
+def shared() -> Iterator[Engine]:
     """One engine without a swarm, for commands that leave nothing behind."""
     made = Engine(Path(tempfile.mkdtemp(prefix="cfn", dir="/dev/shm")))
     made.configure(CFN_MAX_AGENTS=100)
@@ -34,15 +35,22 @@ def shared():
     shutil.rmtree(made.paths.root)
 
 
-def run(engine, *words, script="message-bus.sh", code=0, **options):
+def run(
+    engine: Engine, *words: str, script: str = "message-bus.sh", code: int = 0, stdin: str | None = None
+) -> str:
     done = subprocess.run(
-        [BIN / script, *words], env=engine.environment, capture_output=True, text=True, timeout=30, **options
+        [BIN / script, *words],
+        env=engine.environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        input=stdin,
     )
     assert done.returncode == code, (done.stdout, done.stderr)
     return done.stdout.strip() if code in (0, 4) else done.stderr.strip()
 
 
-def test_the_smoke_test_of_the_reference(engine):
+def test_the_smoke_test_of_the_reference(engine: Engine) -> None:
     engine.start()
     assert run(engine, "init", "10").endswith("agents=10")
     assert run(engine, "broadcast", "test:ping") == "sent=10 delivered=10"
@@ -54,11 +62,11 @@ def test_the_smoke_test_of_the_reference(engine):
     assert "no swarm" in run(engine, "status", code=5)
 
 
-def test_coordinate_prints_the_line_that_programs_parse(shared):
+def test_coordinate_prints_the_line_that_programs_parse(shared: Engine) -> None:
     line = run(shared, "coordinate", "100", "c-100")
     assert line.startswith("delivery_rate=100.0 agents_coordinated=100 coordination_time_ms=")
     assert run(shared, "coordinate", "100", "c-100") == line
-    answer = json.loads(run(shared, "--json", "coordinate", "2", "c-2", "--payload-file", "-", input="hi\n"))
+    answer = json.loads(run(shared, "--json", "coordinate", "2", "c-2", "--payload-file", "-", stdin="hi\n"))
     assert [result["output"] for result in answer["results"]] == ["hi\n", "hi\n"]
 
 
@@ -87,11 +95,13 @@ def test_coordinate_prints_the_line_that_programs_parse(shared):
         ([], 2, "usage"),
     ],
 )
-def test_what_is_malformed_or_too_much_is_refused(shared, words, code, said):
+def test_what_is_malformed_or_too_much_is_refused(
+    shared: Engine, words: list[str], code: int, said: str
+) -> None:
     assert said in run(shared, *words, code=code)
 
 
-def test_errors_as_json_keep_their_exit_code(shared):
+def test_errors_as_json_keep_their_exit_code(shared: Engine) -> None:
     done = subprocess.run(
         [BIN / "message-bus.sh", "--json", "coordinate", "101", "t"],
         env=shared.environment, capture_output=True, text=True,
@@ -99,13 +109,13 @@ def test_errors_as_json_keep_their_exit_code(shared):
     assert (done.returncode, json.loads(done.stdout)["exit_code"]) == (5, 5)
 
 
-def test_a_payload_over_the_limit_names_both_sizes(shared, tmp_path):
+def test_a_payload_over_the_limit_names_both_sizes(shared: Engine, tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(b"x" * 65_537)
     said = run(shared, "coordinate", "1", "big", "--payload-file", str(tmp_path / "big"), code=5)
     assert "payload of 65537 bytes: at most 65536" in said
 
 
-def test_messages_wait_in_a_bounded_inbox_and_survive_the_conductor(engine):
+def test_messages_wait_in_a_bounded_inbox_and_survive_the_conductor(engine: Engine) -> None:
     engine.configure(CFN_MAX_INBOX=2)
     engine.start()
     run(engine, "init", "2")
@@ -125,27 +135,27 @@ def test_messages_wait_in_a_bounded_inbox_and_survive_the_conductor(engine):
     assert run(engine, "shutdown").endswith("agents=2 undrained=1")
 
 
-def test_nobody_at_the_socket_is_exit_code_3(engine):
+def test_nobody_at_the_socket_is_exit_code_3(engine: Engine) -> None:
     assert "the engine is not running" in run(engine, "status", code=3)
     engine.start("conductor")
     engine.kill("conductor")
     assert "does not answer" in run(engine, "status", code=3)
 
 
-def test_not_all_delivered_is_exit_code_4(engine):
+def test_not_all_delivered_is_exit_code_4(engine: Engine) -> None:
     engine.start("conductor")  # no spawner
     line = run(engine, "coordinate", "3", "t", "--deadline-ms", "100", code=4)
     assert line == "delivery_rate=0.0 agents_coordinated=0 coordination_time_ms=100.0"
 
 
-def test_the_scripts_are_found_through_links(shared, tmp_path):
+def test_the_scripts_are_found_through_links(shared: Engine, tmp_path: Path) -> None:
     (tmp_path / "coordination").symlink_to(BIN)
     (tmp_path / "bus").symlink_to(tmp_path / "coordination" / "message-bus.sh")
     done = subprocess.run([tmp_path / "bus", "coordinate", "1", "linked"], env=shared.environment)
     assert done.returncode == 0
 
 
-def test_the_rendered_configuration_is_read_and_never_executed(shared, tmp_path):
+def test_the_rendered_configuration_is_read_and_never_executed(shared: Engine, tmp_path: Path) -> None:
     sourced = f"set -u; source {BIN}/coordination-config.sh && echo $CFN_MAX_AGENTS $CFN_TOPOLOGY"
     done = subprocess.run(["bash", "-c", sourced], env=shared.environment, capture_output=True, text=True)
     assert done.stdout == "100 flat\n"
@@ -162,7 +172,7 @@ def test_the_rendered_configuration_is_read_and_never_executed(shared, tmp_path)
         assert done.stdout == ""
 
 
-def test_any_program_joins_a_swarm(engine):
+def test_any_program_joins_a_swarm(engine: Engine) -> None:
     engine.configure(CFN_AGENT_TIMEOUT_TIME=1000)
     engine.start()
     swarm = engine.ask(verb="init", agents=1)["swarm_id"]
@@ -193,7 +203,7 @@ def test_any_program_joins_a_swarm(engine):
     run(engine, "guest", script="agent-wrapper.sh", code=2)
 
 
-def test_a_guest_that_dies_while_it_runs_is_unknown(engine):
+def test_a_guest_that_dies_while_it_runs_is_unknown(engine: Engine) -> None:
     engine.start()
     swarm = engine.ask(verb="init", agents=1)["swarm_id"]
     command = engine.agent("sleep 5")
@@ -210,7 +220,7 @@ def test_a_guest_that_dies_while_it_runs_is_unknown(engine):
     assert answer["states"]["unknown"] == 1
 
 
-def test_cleanup_removes_what_is_old_and_nothing_live(engine):
+def test_cleanup_removes_what_is_old_and_nothing_live(engine: Engine) -> None:
     command = engine.agent("[[ $CFN_TASK_ID == old ]] || sleep 1")
     engine.configure(CFN_AGENT_COMMAND=command)
     engine.start()
@@ -229,7 +239,7 @@ def test_cleanup_removes_what_is_old_and_nothing_live(engine):
     assert len(engine.ask(verb="status")["agents"]) == 1
 
 
-def test_cleanup_kills_what_a_dead_worker_left(engine):
+def test_cleanup_kills_what_a_dead_worker_left(engine: Engine) -> None:
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 1000"))
     engine.start()
     with engine.begin(task_id="t", agents=1):

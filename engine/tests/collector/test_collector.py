@@ -178,7 +178,7 @@ def test_half_a_write_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = tmp_path / "samples.jsonl"
     output.append(path, {"n": 1})
     write = os.write
-    monkeypatch.setattr(output.os, "write", lambda descriptor, data: write(descriptor, data[:3]))
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
     with pytest.raises(OSError, match="No space"):
         output.append(path, {"n": 2})
     assert path.read_text() == '{"n":1}\n'

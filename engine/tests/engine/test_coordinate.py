@@ -2,15 +2,21 @@
 
 import base64
 import json
+import shutil
 import socket
+import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from .conftest import Engine
+
 
 @pytest.mark.parametrize("agents", [1, 10, 100])
-def test_every_agent_claims_runs_and_answers(running, agents):
+def test_every_agent_claims_runs_and_answers(running: Engine, agents: int) -> None:
     payload = base64.b64encode(b"hello").decode()
     answer = running.ask(verb="coordinate", task_id="t", agents=agents, payload_b64=payload)
     assert answer["states"] == {"done": agents, "failed": 0, "undelivered": 0, "unknown": 0}
@@ -20,7 +26,7 @@ def test_every_agent_claims_runs_and_answers(running, agents):
     running.until(lambda: not running.workers(), 3)
 
 
-def test_a_long_output_is_kept_whole_up_to_its_bound(engine):
+def test_a_long_output_is_kept_whole_up_to_its_bound(engine: Engine) -> None:
     engine.configure(
         CFN_MAX_OUTPUT=1000, CFN_AGENT_COMMAND=engine.agent("head -c 300000 /dev/zero | tr '\\0' x")
     )
@@ -30,7 +36,7 @@ def test_a_long_output_is_kept_whole_up_to_its_bound(engine):
     assert answer["states"]["done"] == 2
 
 
-def test_a_known_task_starts_nothing(engine):
+def test_a_known_task_starts_nothing(engine: Engine) -> None:
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 0.3; echo $CFN_SWARM_ID $CFN_TEAM $CFN_TASK_ID"))
     engine.start()
     with engine.begin(task_id="t", agents=3):
@@ -41,7 +47,7 @@ def test_a_known_task_starts_nothing(engine):
     assert joined["results"][0]["output"] == "task:t team-1 t\n"
 
 
-def test_a_result_can_be_asked_for_while_it_runs(engine):
+def test_a_result_can_be_asked_for_while_it_runs(engine: Engine) -> None:
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 0.5"))
     engine.start()
     with engine.begin(task_id="t", agent_ids=["a", "b"]):
@@ -84,7 +90,9 @@ def test_a_result_can_be_asked_for_while_it_runs(engine):
         ({"agents": 1, "swarm_id": "none"}, 5, "swarm none does not exist"),
     ],
 )
-def test_what_is_malformed_or_too_much_is_refused_and_starts_nothing(shared, request_, code, said):
+def test_what_is_malformed_or_too_much_is_refused_and_starts_nothing(
+    shared: Engine, request_: dict[str, object], code: int, said: str
+) -> None:
     answer = shared.ask(**{"verb": "coordinate", "task_id": "bad", **request_})
     assert answer["exit_code"] == code
     assert said in answer["error"]
@@ -92,14 +100,8 @@ def test_what_is_malformed_or_too_much_is_refused_and_starts_nothing(shared, req
 
 
 @pytest.fixture(scope="module")
-def shared():
+def shared() -> Iterator[Engine]:
     """One engine for all inputs that are refused."""
-    import shutil
-    import tempfile
-    from pathlib import Path
-
-    from .conftest import Engine
-
     engine = Engine(Path(tempfile.mkdtemp(prefix="cfn", dir="/dev/shm")))
     engine.configure(CFN_MAX_AGENTS=100)
     engine.start()
@@ -111,15 +113,15 @@ def shared():
 @pytest.mark.parametrize(
     "line", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"verb":"nonsense"}', b'{"verb":7}', b"[" * 100_000]
 )
-def test_garbage_is_answered_with_an_error(shared, line):
+def test_garbage_is_answered_with_an_error(shared: Engine, line: bytes) -> None:
     assert json.loads(raw(shared, line + b"\n"))["exit_code"] == 2
 
 
-def test_a_request_without_end_is_cut_off(shared):
+def test_a_request_without_end_is_cut_off(shared: Engine) -> None:
     assert "at most 1048576 bytes" in json.loads(raw(shared, b"x" * 1_200_000))["error"]
 
 
-def raw(engine, data):
+def raw(engine: Engine, data: bytes) -> bytes:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(10)
         connection.connect(str(engine.paths.conductor_socket))
@@ -128,7 +130,7 @@ def raw(engine, data):
         return connection.makefile("rb").readline()
 
 
-def test_an_agent_that_fails_is_failed_with_its_exit_code(engine):
+def test_an_agent_that_fails_is_failed_with_its_exit_code(engine: Engine) -> None:
     engine.configure(CFN_AGENT_COMMAND=engine.agent("[[ $CFN_AGENT_ID != agent-2 ]] || exit 7; kill -9 $$"))
     engine.start()
     first, second = engine.ask(verb="coordinate", task_id="t", agents=2)["results"]
@@ -136,7 +138,7 @@ def test_an_agent_that_fails_is_failed_with_its_exit_code(engine):
     assert (second["state"], second["exit_code"], second["reason"]) == ("failed", 7, "ended with exit code 7")
 
 
-def test_a_command_that_does_not_exist_cannot_look_healthy(engine):
+def test_a_command_that_does_not_exist_cannot_look_healthy(engine: Engine) -> None:
     engine.configure(CFN_AGENT_COMMAND="/nowhere/agent --now")
     engine.start()
     answer = engine.ask(verb="coordinate", task_id="t", agents=3)
@@ -148,7 +150,7 @@ def test_a_command_that_does_not_exist_cannot_look_healthy(engine):
     assert {(r["state"], r["exit_code"]) for r in answer["results"]} == {("failed", 127)}
 
 
-def test_out_of_time_ends_the_whole_process_group(engine):
+def test_out_of_time_ends_the_whole_process_group(engine: Engine) -> None:
     command = engine.agent("trap '' TERM; sleep 1000 & sleep 1000 & wait; wait")
     engine.configure(CFN_AGENT_COMMAND=command, CFN_AGENT_TIMEOUT_TIME=200)
     engine.start()
@@ -158,7 +160,7 @@ def test_out_of_time_ends_the_whole_process_group(engine):
     engine.until(lambda: not engine.workers(), 3)
 
 
-def test_the_payload_is_the_agents_input_and_need_not_be_read(engine):
+def test_the_payload_is_the_agents_input_and_need_not_be_read(engine: Engine) -> None:
     payload = base64.b64encode(b"y" * 65_536).decode()
     engine.configure(CFN_AGENT_COMMAND=engine.agent("[[ $CFN_AGENT_ID == agent-1 ]] && wc -c; true"))
     engine.start()
@@ -167,7 +169,7 @@ def test_the_payload_is_the_agents_input_and_need_not_be_read(engine):
     assert answer["states"]["done"] == 2
 
 
-def test_a_changed_configuration_takes_effect_within_a_second(running):
+def test_a_changed_configuration_takes_effect_within_a_second(running: Engine) -> None:
     running.configure(CFN_MAX_AGENTS=3)
     running.until(lambda: running.ask(verb="health")["max_agents"] == 3, 2)
     assert 'CFN_MAX_AGENTS="3"' in running.paths.env.read_text()
@@ -177,7 +179,7 @@ def test_a_changed_configuration_takes_effect_within_a_second(running):
     assert running.ask(verb="coordinate", task_id="t", agents=3)["states"]["done"] == 3
 
 
-def test_hybrid_runs_flat_and_says_so(engine):
+def test_hybrid_runs_flat_and_says_so(engine: Engine) -> None:
     engine.configure(CFN_TOPOLOGY="hybrid", CFN_MAX_AGENTS=300)
     engine.start()
     health = engine.ask(verb="health")
@@ -186,7 +188,7 @@ def test_hybrid_runs_flat_and_says_so(engine):
     assert engine.ask(verb="coordinate", task_id="t", agents=120)["states"]["done"] == 120
 
 
-def test_more_requests_than_run_at_once_wait_their_turn(engine):
+def test_more_requests_than_run_at_once_wait_their_turn(engine: Engine) -> None:
     engine.configure(CFN_MAX_AGENTS=2, CFN_AGENT_COMMAND=engine.agent("sleep 0.1"))
     engine.start()
     clients = [engine.begin(task_id=f"t{number}", agents=2) for number in range(6)]
@@ -196,7 +198,7 @@ def test_more_requests_than_run_at_once_wait_their_turn(engine):
         client.close()
 
 
-def test_a_request_that_waits_past_its_deadline_is_undelivered(engine):
+def test_a_request_that_waits_past_its_deadline_is_undelivered(engine: Engine) -> None:
     engine.configure(CFN_MAX_AGENTS=1, CFN_AGENT_COMMAND=engine.agent("sleep 0.7"))
     engine.start()
     with engine.begin(task_id="a", agents=1), engine.begin(task_id="b", agents=1):

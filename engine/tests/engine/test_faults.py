@@ -6,6 +6,8 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +15,12 @@ from cfn.client import Client
 from cfn.engine import claims
 from cfn.engine.claims import Claim, ClaimsFile
 
+from .conftest import Engine
+
 FINAL = ("done", "failed", "undelivered", "unknown")
 
 
-def accounted(engine, answer, agents):
+def accounted(engine: Engine, answer: dict[str, Any], agents: int) -> dict[str, int]:
     """Every agent is in exactly one state, none ran twice, and none that was undelivered ran."""
     assert answer["state"] == "complete"
     assert sum(answer["states"][state] for state in FINAL) == agents == len(answer["results"])
@@ -25,11 +29,12 @@ def accounted(engine, answer, agents):
     for result in answer["results"]:
         assert result["state"] != "undelivered" or result["agent"] not in runs
         assert result["state"] != "done" or result["agent"] in runs
-    return answer["states"]
+    states: dict[str, int] = answer["states"]
+    return states
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.005, 0.02, 0.05, 0.1, 0.3])
-def test_a_conductor_that_is_killed_goes_on_where_it_was(engine, after_s):
+def test_a_conductor_that_is_killed_goes_on_where_it_was(engine: Engine, after_s: float) -> None:
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 0.2"))
     engine.start()
     with engine.begin(task_id="t", agents=30):
@@ -41,7 +46,7 @@ def test_a_conductor_that_is_killed_goes_on_where_it_was(engine, after_s):
     engine.until(lambda: not engine.workers(), 3)
 
 
-def test_a_conductor_that_is_away_while_agents_end_finds_their_results(engine):
+def test_a_conductor_that_is_away_while_agents_end_finds_their_results(engine: Engine) -> None:
     command = engine.agent("sleep 0.3; head -c 9000 /dev/zero | tr '\\0' x")
     engine.configure(CFN_AGENT_COMMAND=command)
     engine.start()
@@ -56,7 +61,7 @@ def test_a_conductor_that_is_away_while_agents_end_finds_their_results(engine):
     assert {result["output"] for result in answer["results"]} == {"x" * 9000}
 
 
-def test_agents_that_run_without_conductor_and_spawner_are_waited_for(engine):
+def test_agents_that_run_without_conductor_and_spawner_are_waited_for(engine: Engine) -> None:
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 1; echo late"))
     engine.start()
     with engine.begin(task_id="t", agents=5):
@@ -70,7 +75,7 @@ def test_agents_that_run_without_conductor_and_spawner_are_waited_for(engine):
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.01, 0.03, 0.1, 0.3])
-def test_a_spawner_that_is_killed_takes_no_worker_along(engine, after_s):
+def test_a_spawner_that_is_killed_takes_no_worker_along(engine: Engine, after_s: float) -> None:
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 0.2"))
     engine.start()
     engine.up()
@@ -83,7 +88,7 @@ def test_a_spawner_that_is_killed_takes_no_worker_along(engine, after_s):
     engine.until(lambda: not engine.workers(), 3)
 
 
-def test_without_a_spawner_all_is_undelivered_at_the_deadline(engine):
+def test_without_a_spawner_all_is_undelivered_at_the_deadline(engine: Engine) -> None:
     engine.start("conductor")
     answer = engine.ask(verb="coordinate", task_id="t", agents=3, deadline_ms=200)
     assert accounted(engine, answer, 3)["undelivered"] == 3
@@ -91,7 +96,7 @@ def test_without_a_spawner_all_is_undelivered_at_the_deadline(engine):
     assert engine.ask(verb="health")["spawner"] == "down"
 
 
-def test_a_worker_that_dies_while_it_runs_is_unknown_and_leaves_nothing(engine):
+def test_a_worker_that_dies_while_it_runs_is_unknown_and_leaves_nothing(engine: Engine) -> None:
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 1000 & wait"))
     engine.start()
     with engine.begin(task_id="t", agents=4):
@@ -104,7 +109,7 @@ def test_a_worker_that_dies_while_it_runs_is_unknown_and_leaves_nothing(engine):
     engine.until(lambda: not engine.workers(), 3)
 
 
-def test_workers_killed_at_random_lose_and_repeat_nothing(engine):
+def test_workers_killed_at_random_lose_and_repeat_nothing(engine: Engine) -> None:
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 0.1"))
     engine.start()
     with engine.begin(task_id="t", agents=40):
@@ -119,7 +124,7 @@ def test_workers_killed_at_random_lose_and_repeat_nothing(engine):
     assert states["failed"] == 0
 
 
-def test_a_stopped_worker_is_undelivered_at_the_deadline_and_never_starts(engine):
+def test_a_stopped_worker_is_undelivered_at_the_deadline_and_never_starts(engine: Engine) -> None:
     engine.configure(CFN_AGENT_COMMAND=engine.agent("true"))
     engine.start()
     swarm = engine.ask(verb="init", agents=3)["swarm_id"]
@@ -133,7 +138,7 @@ def test_a_stopped_worker_is_undelivered_at_the_deadline_and_never_starts(engine
     assert engine.ask(verb="coordinate", task_id="t2", agents=3, swarm_id=swarm)["states"]["done"] == 3
 
 
-def test_a_worker_that_is_stopped_for_a_while_and_goes_on_is_no_failure(engine):
+def test_a_worker_that_is_stopped_for_a_while_and_goes_on_is_no_failure(engine: Engine) -> None:
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 0.3"))
     engine.start()
     with engine.begin(task_id="t", agents=2, deadline_ms=300):
@@ -149,7 +154,7 @@ def test_a_worker_that_is_stopped_for_a_while_and_goes_on_is_no_failure(engine):
     assert accounted(engine, answer, 2)["done"] == 2
 
 
-def test_revoked_is_what_never_starts(engine):
+def test_revoked_is_what_never_starts(engine: Engine) -> None:
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 0.5"))
     engine.start()
     swarm = engine.ask(verb="init", agents=3)["swarm_id"]
@@ -167,7 +172,7 @@ def test_revoked_is_what_never_starts(engine):
     assert engine.ask(verb="revoke", task_id="nobody")["absent"]
 
 
-def test_a_process_stopped_between_lock_and_claim_is_killed_first(engine):
+def test_a_process_stopped_between_lock_and_claim_is_killed_first(engine: Engine) -> None:
     """Played by a process of this test, which holds the slot's lock and writes nothing."""
     engine.start("conductor")  # no spawner: nobody else claims
     with engine.begin(task_id="t", agents=1, deadline_ms=300):
@@ -184,7 +189,7 @@ def test_a_process_stopped_between_lock_and_claim_is_killed_first(engine):
     assert answer["states"]["undelivered"] == 1
 
 
-def test_a_clean_stop_reports_what_is_undelivered_and_leaves_no_process(engine):
+def test_a_clean_stop_reports_what_is_undelivered_and_leaves_no_process(engine: Engine) -> None:
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 1000"), CFN_MAX_AGENTS=10)
     engine.start()
     engine.ask(verb="init", agents=2)
@@ -204,7 +209,7 @@ def test_a_clean_stop_reports_what_is_undelivered_and_leaves_no_process(engine):
     assert (health["swarms"], health["open_requests"], health["counters"]["replayed"]) == ([], 0, 0)
 
 
-def test_a_second_conductor_and_a_planted_folder_are_refused(engine):
+def test_a_second_conductor_and_a_planted_folder_are_refused(engine: Engine) -> None:
     engine.start("conductor")
     command = ["python3", "-m", "cfn", "conductor"]
     second = subprocess.run(command, env=engine.environment, capture_output=True, text=True)
@@ -219,7 +224,7 @@ def test_a_second_conductor_and_a_planted_folder_are_refused(engine):
     assert "is a symbolic link" in planted.stderr
 
 
-def test_a_faulty_lab_release_is_slow_or_loses_what_it_says(engine):
+def test_a_faulty_lab_release_is_slow_or_loses_what_it_says(engine: Engine) -> None:
     fault = engine.paths.root / "release"
     fault.mkdir()
     subprocess.run(["cp", "-r", engine.environment["PYTHONPATH"], fault / "lib"], check=True)
@@ -238,7 +243,7 @@ def test_a_faulty_lab_release_is_slow_or_loses_what_it_says(engine):
     assert answer["coordination_time_ms"] == 1500
 
 
-def test_a_claim_is_for_one_and_a_fence_is_for_good(tmp_path):
+def test_a_claim_is_for_one_and_a_fence_is_for_good(tmp_path: Path) -> None:
     claims.create(tmp_path, 3)
     worker, hub = ClaimsFile(tmp_path), ClaimsFile(tmp_path)
     assert worker.claim(0, 1) is Claim.TAKEN
@@ -248,7 +253,7 @@ def test_a_claim_is_for_one_and_a_fence_is_for_good(tmp_path):
     assert hub.judge(2).standing is claims.Standing.UNCLAIMED
 
 
-def leaders(engine):
+def leaders(engine: Engine) -> list[int]:
     """The workers themselves: each leads a session."""
     found = []
     for pid in engine.workers():
@@ -260,7 +265,7 @@ def leaders(engine):
     return found
 
 
-def test_a_new_spawner_keeps_the_workers_of_the_old_one(engine):
+def test_a_new_spawner_keeps_the_workers_of_the_old_one(engine: Engine) -> None:
     engine.start()
     engine.ask(verb="init", agents=3)
     before = [agent["pid"] for agent in engine.ask(verb="status")["agents"]]
@@ -278,7 +283,9 @@ def test_a_new_spawner_keeps_the_workers_of_the_old_one(engine):
 
 
 @pytest.mark.parametrize("short", ["spawner", "conductor"])
-def test_without_descriptors_a_request_ends_with_a_reason_and_the_next_is_served(engine, short):
+def test_without_descriptors_a_request_ends_with_a_reason_and_the_next_is_served(
+    engine: Engine, short: str
+) -> None:
     engine.start()
     engine.up()
     process = engine.processes[short].pid

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from cfn.commands.ledger import main
 from cfn.errors import DamagedError, RefusedError, UsageError
-from cfn.ledger import store as store_module
 from cfn.ledger.canonical import canonical, sha256
 from cfn.ledger.chain import NO_HASH, Entry, Head, next_record, verify
 from cfn.ledger.store import LedgerStore
@@ -159,7 +158,7 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path: Path, monkeypatch: py
             raise OSError(28, "No space left on device")
         return write(descriptor, data[:-50])
 
-    monkeypatch.setattr(store_module.os, "write", half)
+    monkeypatch.setattr(os, "write", half)
     with pytest.raises(RefusedError, match="No space left"):
         store.append(entry())
     assert store.path.read_bytes() == before
