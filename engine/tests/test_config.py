@@ -1,6 +1,7 @@
 """The configuration file: what is accepted, what is refused and how it says so."""
 
 import os
+import re
 import subprocess
 from dataclasses import fields
 from decimal import Decimal
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfn.config import KEYS, Config, check, edit, parse, render_env
+from cfn.config import KEYS, Config, as_text, check, edit, parse, render_env
 from cfn.config_follower import ConfigFollower
 from cfn.errors import ConfigError
 
@@ -155,3 +156,9 @@ def test_a_file_that_says_the_defaults_is_in_force_over_the_last_good_one(tmp_pa
     last_good.write_text("CFN_MAX_AGENTS=7\n")
     rewrite(path, f"CFN_MAX_AGENTS={Config().max_agents}\n")
     assert ConfigFollower(path, last_good).config == Config()
+
+
+def test_the_reference_lists_every_key_with_its_default() -> None:
+    reference = (Path(__file__).parents[2] / "docs/reference/configuration.md").read_text()
+    rows = dict(re.findall(r"^\| `(CFN_\w+)` \| (\S+) \|", reference, re.MULTILINE))
+    assert rows == {key.name: as_text(getattr(Config(), key.field)) or "empty" for key in KEYS}
