@@ -9,11 +9,10 @@ whether what it holds is what was built.
 """
 
 import argparse
-import compileall
 import gzip
 import hashlib
 import json
-import py_compile
+import os
 import shutil
 import subprocess
 import sys
@@ -29,7 +28,9 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 def install_dependencies(cache: Path) -> Path:
     """The locked dependencies as one folder, made once for each lock file."""
     lock = ENGINE / "requirements.lock"
-    digest = hashlib.sha256(lock.read_bytes() + PYTHON.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(lock.read_bytes() + Path(__file__).read_bytes() + PYTHON.encode()).hexdigest()[
+        :16
+    ]
     folder = cache / f"site-packages-{digest}"
     if folder.exists():
         return folder
@@ -44,7 +45,8 @@ def install_dependencies(cache: Path) -> Path:
             check=True,
         )  # fmt: skip
         shutil.rmtree(target / "bin", ignore_errors=True)
-        for record in target.glob("*.dist-info/direct_url.json"):
+        # They hold hashes of scripts that name this machine's folders.
+        for record in target.glob("*.dist-info/RECORD"):
             record.unlink()
         target.rename(folder)
     return folder
@@ -57,12 +59,13 @@ def assemble(release: Path, dependencies: Path, fault: str) -> None:
         ENGINE / "src/cfn", release / "lib/cfn", ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
     )
     # Hash-based and unchecked: the host cannot write beside the sources, and need not compare times.
-    compileall.compile_dir(
-        release / "lib",
-        quiet=1,
-        stripdir=str(release),
-        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-    )
+    # A fixed hash seed, since the order of a constant set is part of the bytes.
+    subprocess.run(
+        [sys.executable, "-m", "compileall", "-q", "-s", str(release),
+         "--invalidation-mode", "unchecked-hash", str(release / "lib")],
+        check=True,
+        env=os.environ | {"PYTHONHASHSEED": "0"},
+    )  # fmt: skip
     (release / "bin").mkdir()
     for script in sorted((ENGINE / "bin").glob("*.sh")):
         shutil.copy(script, release / "bin" / script.name)
