@@ -57,8 +57,9 @@ def play(*arguments: str, expect: int = 0) -> str:
         if heading and heading[1] not in seen:
             seen.add(heading[1])
             print(f"    {heading[1]}", flush=True)
-        in_message = bool(re.match(r"    msg: ", line)) or (in_message and line.strip() != "")
-        if in_message and "FAILED" not in line:
+        # A message is indented, and may hold empty lines.
+        in_message = line.startswith("    msg: ") or (in_message and line.startswith((" " * 8, "\n")))
+        if in_message and line.strip():
             print(f"  | {line[4:].rstrip()}", flush=True)
     code = process.wait()
     changed = sum(int(count) for count in re.findall(r"changed=(\d+)", output))
