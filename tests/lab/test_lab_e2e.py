@@ -56,6 +56,8 @@ class Lab:
         return subprocess.Popen(
             [sys.executable, "-m", "lab", "--name", self.name, *words],
             env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            # A test run in the background of a shell ignores SIGINT, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def run(self, *words: str, code: int = 0) -> str:
