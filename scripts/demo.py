@@ -96,6 +96,8 @@ def load(host: str, name: str) -> dict[str, Any]:
 def loaded(name: str) -> Iterator[None]:
     """Load on every host while the block runs; afterwards every request is accounted for."""
     print(f"$ cfn load --rate {LOAD_RATE_PER_S} --sizes {LOAD_SIZES}   (on every host, until told to end)")
+    for host in HOSTS:
+        on_host(host, "sudo", "systemctl", "stop", LOAD_UNIT)  # what a demo that was killed left behind
     with ThreadPoolExecutor() as pool:
         futures: dict[str, Future[dict[str, Any]]] = {host: pool.submit(load, host, name) for host in HOSTS}
         try:
