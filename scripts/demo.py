@@ -40,10 +40,10 @@ def say(text: str) -> None:
     print(f"\n\033[1m== {text}\033[0m" if sys.stdout.isatty() else f"\n== {text}", flush=True)
 
 
-def play(*arguments: str, expect: int = 0) -> str:
+def play(*arguments: str, expect: tuple[int, ...] = (0,)) -> str:
     """Run a playbook as an operator would, and return its whole output.
 
-    Shows its plays and its messages; shows everything when it does not end with `expect`.
+    Shows its plays and its messages; shows everything when it does not end with one of `expect`.
     """
     argv = ["ansible-playbook", *arguments]
     print(f"$ {' '.join(argv)}", flush=True)
@@ -65,7 +65,7 @@ def play(*arguments: str, expect: int = 0) -> str:
     changed = sum(int(count) for count in re.findall(r"changed=(\d+)", output))
     words = f"{changed} changes" if changed else "nothing had to be changed"
     print(f"    {words}, {time.monotonic() - started:.0f} s", flush=True)
-    if code != expect:
+    if code not in expect:
         print(output)
         raise NotAsItShouldBeError(f"{' '.join(argv)} ended with {code}, not {expect}")
     return output
@@ -140,7 +140,7 @@ def gate_until(wanted: str) -> None:
             break
         print("    INCONCLUSIVE so far: the window is not full yet", flush=True)
         time.sleep(3)
-    play("gate.yml", expect=0 if wanted == "PASS" else 2)
+    play("gate.yml", expect=(0,) if wanted == "PASS" else (2,))
     if verdict != wanted:
         raise NotAsItShouldBeError(f"the gate says {verdict}, not {wanted}")
 
@@ -186,7 +186,8 @@ def degraded(name: str) -> None:
     """A release that loses messages, refused by the same gate, and taken back under load."""
     say("A degraded V2 that loses most of its messages, deployed in a hurry without the smoke test")
     with loaded(f"{name}-bad"):
-        play("stage1.yml", "-e", "artifact=degraded", "--skip-tags", "smoke", expect=2)
+        # Its own first look says FAIL already if it sees enough by then.
+        play("stage1.yml", "-e", "artifact=degraded", "--skip-tags", "smoke", expect=(0, 2))
         say("The same gate")
         gate_until("FAIL")
         say("Back, under load")
