@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from cfn.errors import UsageError
 from cfn.judge.judge import judge
 from cfn.judge.request import read_request
+from cfn.metrics.times import format_ms
 
 FULL_S = 66
+SINCE_MS = 1_700_000_000_000
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,17 @@ def test_a_split_that_is_not_as_ordered_is_an_error(fleet: Any) -> None:
     verdict = fleet.judge(FULL_S)
     assert verdict["verdict"] == "ERROR"
     assert "the split is not what was ordered" in verdict["reasons"][0]
+
+
+def test_a_flip_that_is_younger_than_a_bucket_has_not_settled(fleet: Any) -> None:
+    now_s = FULL_S + 1.5
+    flipped = {
+        "since": format_ms(SINCE_MS + int(1000 * (now_s - 0.5))),
+        "ordered": {"version": "v2", "traffic_pct": 5},
+    }
+    verdict = fleet.write(now_s).judge(now_s, **flipped)
+    assert verdict["verdict"] == "INCONCLUSIVE"
+    assert not any(result["verdict"] == "PASS" for result in verdict["results"])
 
 
 @pytest.mark.parametrize(

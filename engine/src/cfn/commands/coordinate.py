@@ -34,7 +34,6 @@ def main(argv: list[str]) -> int:
         "--router", default=f"unix:{installed.router_socket}", help="where the router answers"
     )
     parser.add_argument("--direct", choices=("v1", "v2"), help="past the router, on this version only")
-    parser.add_argument("--direct-v2", action="store_const", const="v2", dest="direct")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     check_id("task", options.task)
