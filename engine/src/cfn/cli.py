@@ -20,6 +20,7 @@ COMMANDS = {
     "ledger": ("ledger", "append, show and verify the record of what was done and decided"),
     "cleanup": ("cleanup", "remove what has outlived its retention"),
     "conductor": ("conductor", "run the conductor (a unit does this)"),
+    "coordinator": ("coordinator", "run a coordinator of the hybrid topology (a unit does this)"),
     "spawner": ("spawner", "run the spawner of workers (a unit does this)"),
     "router": ("router", "run the router (a unit does this)"),
     "collector": ("collector", "run the collector of metrics (a unit does this)"),

@@ -33,17 +33,25 @@ class Config:
     fallback_delivery_pct: Decimal = Decimal(80)
     coordination_deadline_ms: int = 60_000
     agent_command: str = ""
+    agent_commands: str = ""
     agent_timeout_ms: int = 300_000
     v1_command: str = ""
     v1_concurrency: int = 32
     max_payload_bytes: int = 65_536
     max_output_bytes: int = 65_536
     max_inbox_messages: int = 1_000
+    max_spawn_rate: int = 20_000
     retention_s: int = 86_400
     router_port: int = 8470
     metrics_interval_s: Decimal = Decimal(60)
     shm_size_mb: int = 256
     max_fd: int = 4_096
+
+    @property
+    def allowed_commands(self) -> dict[str, str]:
+        """The commands that a request may name, by name."""
+        parts = [part.strip() for part in self.agent_commands.split(";")]
+        return {name: command for name, _, command in (part.partition("=") for part in parts if part)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +110,11 @@ def _text(name: str, field: str, pattern: str, allowed: str) -> Key:
 
 _BOOLEAN = {"true": True, "false": False}
 _COMMAND = ("(/[^ ].*)?", "empty (the built-in one) or a command that begins with an absolute path")
+_NAMED_COMMAND = "[A-Za-z0-9][A-Za-z0-9._-]*=/[^ ;][^;]*"
+_COMMANDS = (
+    rf"({_NAMED_COMMAND}(; ?{_NAMED_COMMAND})*)?",
+    "empty, or NAME=COMMAND with ';' between them, each command beginning with an absolute path",
+)
 
 KEYS: tuple[Key, ...] = (
     _text("CFN_ENVIRONMENT", "environment", "[a-z][a-z0-9-]{0,31}", "a short name in lower case"),
@@ -120,12 +133,14 @@ KEYS: tuple[Key, ...] = (
     _decimal("CFN_FALLBACK_THRESHOLD_DELIVERY", "fallback_delivery_pct", "0", "100"),
     _integer("CFN_COORDINATION_DEADLINE_TIME", "coordination_deadline_ms", 1, 3_600_000),
     _text("CFN_AGENT_COMMAND", "agent_command", *_COMMAND),
+    _text("CFN_AGENT_COMMANDS", "agent_commands", *_COMMANDS),
     _integer("CFN_AGENT_TIMEOUT_TIME", "agent_timeout_ms", 1, 86_400_000),
     _text("CFN_V1_COMMAND", "v1_command", *_COMMAND),
     _integer("CFN_V1_CONCURRENCY", "v1_concurrency", 1, 10_000),
     _integer("CFN_MAX_PAYLOAD", "max_payload_bytes", 0, 131_072),
     _integer("CFN_MAX_OUTPUT", "max_output_bytes", 0, 131_072),
     _integer("CFN_MAX_INBOX", "max_inbox_messages", 1, 1_000_000),
+    _integer("CFN_MAX_SPAWN_RATE", "max_spawn_rate", 0, 1_000_000),
     _integer("CFN_RETENTION_TIME", "retention_s", 1, 31_536_000),
     _integer("CFN_ROUTER_PORT", "router_port", 1_024, 65_535),
     _decimal("CFN_METRICS_INTERVAL", "metrics_interval_s", "0.10", "3600"),

@@ -52,9 +52,13 @@ class NotDeliveredError(CfnError):
 
 
 class RefusedError(CfnError):
-    """A bound or a rule says no."""
+    """A bound or a rule says no. `retry_after_s`: it is a bound, and may not be reached then."""
 
     exit_code = EXIT_REFUSED
+
+    def __init__(self, text: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class DamagedError(CfnError):

@@ -51,6 +51,19 @@ class Paths:
         return self.run / "spawner.sock"
 
     @property
+    def coordinators_socket(self) -> Path:
+        """Unix SEQPACKET socket on which the conductor awaits coordinators."""
+        return self.run / "coordinators.sock"
+
+    def bus_socket(self, hub: int) -> Path:
+        """Unix SEQPACKET socket of a hub's agents, for their messages; hub 0 is the conductor."""
+        return self.run / f"bus-{hub}.sock"
+
+    def mesh_socket(self, hub: int) -> Path:
+        """Unix SEQPACKET socket of a hub for the other hubs."""
+        return self.run / f"mesh-{hub}.sock"
+
+    @property
     def router_socket(self) -> Path:
         """Unix stream socket on which the router speaks HTTP."""
         return self.run / "router.sock"
@@ -64,6 +77,16 @@ class Paths:
     def shm(self) -> Path:
         """The engine's part of tmpfs: journals, results, inboxes, latest metrics."""
         return self.root / "dev/shm/cfn"
+
+    @property
+    def claims(self) -> Path:
+        """The arenas in which agents' claims are decided, one file for each shard."""
+        return self.shm / "claims"
+
+    @property
+    def outputs(self) -> Path:
+        """Agents' outputs that no claim record can hold, one folder for each request."""
+        return self.shm / "outputs"
 
     @property
     def latest_metrics(self) -> Path:

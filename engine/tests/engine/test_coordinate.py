@@ -179,15 +179,6 @@ def test_a_changed_configuration_takes_effect_within_a_second(running: Engine) -
     assert running.ask(verb="coordinate", task_id="t", agents=3)["states"]["done"] == 3
 
 
-def test_hybrid_runs_flat_and_says_so(engine: Engine) -> None:
-    engine.configure(CFN_TOPOLOGY="hybrid", CFN_MAX_AGENTS=300)
-    engine.start()
-    health = engine.ask(verb="health")
-    assert health["topology"] == "flat"
-    assert health["config_problem"] == "topology hybrid is not available in this release"
-    assert engine.ask(verb="coordinate", task_id="t", agents=120)["states"]["done"] == 120
-
-
 def test_more_requests_than_run_at_once_wait_their_turn(engine: Engine) -> None:
     engine.configure(CFN_MAX_AGENTS=2, CFN_AGENT_COMMAND=engine.agent("sleep 0.1"))
     engine.start()

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 
 from cfn.client import Client
-from cfn.engine import claims
-from cfn.engine.claims import Claim, ClaimsFile
 
 from .conftest import Engine
 
@@ -129,6 +127,7 @@ def test_a_stopped_worker_is_undelivered_at_the_deadline_and_never_starts(engine
     engine.start()
     swarm = engine.ask(verb="init", agents=3)["swarm_id"]
     stopped = next(a["pid"] for a in engine.ask(verb="status")["agents"] if a["agent"] == "agent-2")
+    assert stopped
     os.kill(stopped, signal.SIGSTOP)
     answer = engine.ask(verb="coordinate", task_id="t", agents=3, swarm_id=swarm, deadline_ms=300)
     assert accounted(engine, answer, 3) == {"done": 2, "failed": 0, "undelivered": 1, "unknown": 0}
@@ -159,6 +158,7 @@ def test_revoked_is_what_never_starts(engine: Engine) -> None:
     engine.start()
     swarm = engine.ask(verb="init", agents=3)["swarm_id"]
     stopped = engine.ask(verb="status")["agents"][0]["pid"]
+    assert stopped
     os.kill(stopped, signal.SIGSTOP)
     with engine.begin(task_id="t", agents=3, swarm_id=swarm):
         engine.until(lambda: len(engine.runs()) == 2, 5)
@@ -176,9 +176,9 @@ def test_a_process_stopped_between_lock_and_claim_is_killed_first(engine: Engine
     """Played by a process of this test, which holds the slot's lock and writes nothing."""
     engine.start("conductor")  # no spawner: nobody else claims
     with engine.begin(task_id="t", agents=1, deadline_ms=300):
-        folder = engine.paths.shm / "journal" / "t"
+        arena = engine.paths.claims / "0"
         holder = subprocess.Popen(
-            ["python3", "-c", f"import fcntl,time; f=open('{folder}/claims','r+b'); "
+            ["python3", "-c", f"import fcntl,time; f=open('{arena}','r+b'); "
              "fcntl.lockf(f, fcntl.LOCK_EX, 1, 0); print(flush=True); time.sleep(60)"],
             stdout=subprocess.PIPE,
         )  # fmt: skip
@@ -243,16 +243,6 @@ def test_a_faulty_lab_release_is_slow_or_loses_what_it_says(engine: Engine) -> N
     assert answer["coordination_time_ms"] == 1500
 
 
-def test_a_claim_is_for_one_and_a_fence_is_for_good(tmp_path: Path) -> None:
-    claims.create(tmp_path, 3)
-    worker, hub = ClaimsFile(tmp_path), ClaimsFile(tmp_path)
-    assert worker.claim(0, 1) is Claim.TAKEN
-    assert worker.claim(0, 2) is Claim.EARLIER
-    assert hub.fence(1, 1).standing is claims.Standing.FENCED
-    assert worker.claim(1, 1) is Claim.FENCED
-    assert hub.judge(2).standing is claims.Standing.UNCLAIMED
-
-
 def leaders(engine: Engine) -> list[int]:
     """The workers themselves: each leads a session."""
     found = []
@@ -292,7 +282,8 @@ def test_without_descriptors_a_request_ends_with_a_reason_and_the_next_is_served
     taken = len(os.listdir(f"/proc/{process}/fd")) + 8  # noqa: PTH208 - numbers only
     resource.prlimit(process, resource.RLIMIT_NOFILE, (taken, 4096))
     answer = engine.ask(verb="coordinate", task_id="t", agents=40, deadline_ms=700)
-    assert answer["states"]["undelivered"] > 20
+    if short == "spawner":  # without the conductor's descriptors they run all the same, and their claims say so
+        assert answer["states"]["undelivered"] > 20
     assert answer["states"]["undelivered"] + answer["states"]["done"] == 40
     assert all(result["reason"] for result in answer["results"] if result["state"] == "undelivered")
     resource.prlimit(process, resource.RLIMIT_NOFILE, (1024, 4096))

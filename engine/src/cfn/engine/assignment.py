@@ -1,4 +1,4 @@
-"""One request's agents, as a hub sees them: a state machine without sockets, files or clocks.
+"""One team's part of a request, as its hub sees it: a state machine without sockets, files or clocks.
 
 The hub reports what happened (`attached`, `claimed`, `ended`, `lost`, `judged`, ...) with the time,
 and carries out the orders that come back. What a dead or silent worker did is not guessed: the hub
@@ -10,12 +10,12 @@ looks at the agent's slot in the journal and reports the verdict.
     WAITING, RUNNING -> UNKNOWN        claimed, no end, and the process is dead
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from cfn.coordination import FINAL_STATES, AgentResult, AgentState, Coordination
+from cfn.coordination import FINAL_STATES, AgentResult, AgentState
 from cfn.engine.claims import Ended, Standing, Verdict
-from cfn.engine.store import Request
 
 RESEND_S = 0.25  # for an assignment that a worker's socket did not take
 LOOK_S = 0.05  # between two looks at a slot whose process has no socket here, or must die first
@@ -52,14 +52,12 @@ class Order:
 
 @dataclass(slots=True)
 class _Part:
-    """An agent's standing. `look_s` is when its slot is to be looked at (again)."""
+    """An agent's standing."""
 
     state: AgentState = AgentState.WAITING
     attached: bool = False
     sent: bool = False
     incarnations: int = 0
-    claimed_s: float = 0.0
-    look_s: float | None = None
     killed: bool = False
     ended: Ended | None = None
     reason: str = ""
@@ -67,23 +65,27 @@ class _Part:
 
 @dataclass(slots=True)
 class Assignment:
-    """A request under one epoch. `lost_deliveries` are indices that a lab fault never reaches."""
+    """A team's agents under one epoch. `lost_deliveries` are indices that a lab fault never reaches.
+    Times are seconds on the monotonic clock."""
 
-    request: Request
+    agents: tuple[str, ...]
     epoch: int
+    deadline_at_s: float
+    deadline_ms: int
     run_limit_s: float
     lost_deliveries: frozenset[int] = frozenset()
-    swarm_id: str = ""
+    last_ack_s: float = 0.0
+    last_end_s: float = 0.0
     _parts: list[_Part] = field(init=False)
     _open: int = field(init=False)
     _unclaimed: int = field(init=False)
-    _last_ack_s: float = 0.0
-    _last_end_s: float = 0.0
+    _looks: dict[int, float] = field(init=False, default_factory=dict)  # when slots are looked at (again)
+    _claims: deque[tuple[float, int]] = field(init=False, default_factory=deque)  # in the order of time
     _given_up: str = ""  # why what is not claimed is to be fenced
     _deadline_passed: bool = False
 
     def __post_init__(self) -> None:
-        self._parts = [_Part() for _ in self.request.agents]
+        self._parts = [_Part() for _ in self.agents]
         self._open = self._unclaimed = len(self._parts)
 
     # What a hub asks
@@ -102,20 +104,9 @@ class Assignment:
         """An agent's state."""
         return self._parts[index].state
 
-    def outcome(self, now_s: float) -> Coordination:
-        """The states as of now."""
-        request = self.request
-        acknowledged = self._last_ack_s if self._unclaimed == 0 and self._last_ack_s else now_s
-        if self._deadline_passed:
-            acknowledged = request.deadline_at_s
-        finished = self._last_end_s if self.complete and self._last_end_s else now_s
-        return Coordination(
-            task_id=request.task_id,
-            swarm_id=self.swarm_id,
-            coordination_time_ms=max(0.0, acknowledged - request.accepted_at_s) * 1000,
-            total_time_ms=max(0.0, finished - request.accepted_at_s) * 1000,
-            results=tuple(map(_result, request.agents, self._parts)),
-        )
+    def results(self) -> list[AgentResult]:
+        """The agents as of now."""
+        return list(map(_result, self.agents, self._parts))
 
     # What happens
 
@@ -125,19 +116,20 @@ class Assignment:
             part.incarnations = 1
         return [Order(Do.SPAWN, index) for index in range(len(self._parts))]
 
-    def attached(self, index: int) -> list[Order]:
-        """A worker of this agent can be reached."""
+    def attached(self, index: int, *, asked: bool = False) -> list[Order]:
+        """A worker of this agent can be reached. `asked`: it was born with the assignment."""
         part = self._parts[index]
-        part.attached, part.sent, part.look_s = True, False, None
-        if part.state in FINAL_STATES or index in self.lost_deliveries:
+        part.attached, part.sent = True, asked
+        self._looks.pop(index, None)
+        if asked or part.state in FINAL_STATES or index in self.lost_deliveries:
             return []
         return [Order(Do.SEND, index)]
 
     def sent(self, index: int, now_s: float, *, taken: bool) -> None:
         """The worker's socket took the assignment, or it is to be sent again."""
-        part = self._parts[index]
-        part.sent = taken
-        part.look_s = None if taken else now_s + RESEND_S
+        self._parts[index].sent = taken
+        if not taken:
+            self._looks[index] = now_s + RESEND_S
 
     def claimed(self, index: int, epoch: int, now_s: float) -> None:
         """The worker acknowledged."""
@@ -180,7 +172,7 @@ class Assignment:
         match verdict.standing:
             case Standing.ENDED:
                 if verdict.ended is None:
-                    raise IllegalTransition(f"agent {self.request.agents[index]}: an end without an end")
+                    raise IllegalTransition(f"agent {self.agents[index]}: an end without an end")
                 self._end(index, verdict.ended, now_s)
             case Standing.FENCED:
                 self._settle(index, AgentState.UNDELIVERED, now_s)
@@ -193,9 +185,9 @@ class Assignment:
                 if part.state is AgentState.WAITING:
                     self._running(index, now_s)
                 if not part.attached:
-                    part.look_s = now_s + LOOK_S
+                    self._looks[index] = now_s + LOOK_S
             case Standing.LOCKED:
-                part.look_s = now_s + LOOK_S
+                self._looks[index] = now_s + LOOK_S
                 if self._given_up:
                     return [Order(Do.KILL, index)]
             case Standing.UNCLAIMED:
@@ -214,38 +206,39 @@ class Assignment:
     def tick(self, now_s: float) -> list[Order]:
         """What is due: the deadline, looks and resends, agents far beyond their time limit."""
         orders: list[Order] = []
-        if now_s >= self.request.deadline_at_s and self._unclaimed and not self._given_up:
+        if now_s >= self.deadline_at_s and self._unclaimed and not self._given_up:
             self._deadline_passed = True
-            orders += self.give_up_unclaimed(f"no acknowledgement within {self.request.deadline_ms} ms")
-        for index, part in enumerate(self._parts):
+            orders += self.give_up_unclaimed(f"no acknowledgement within {self.deadline_ms} ms")
+        for index in [index for index, due_s in self._looks.items() if due_s <= now_s]:
+            del self._looks[index]
+            part = self._parts[index]
             if part.state in FINAL_STATES:
                 continue
-            if part.look_s is not None and now_s >= part.look_s:
-                part.look_s = None
-                if part.state is AgentState.WAITING and self._given_up:
-                    orders.append(Order(Do.FENCE, index))
-                elif part.attached and not part.sent:
-                    orders.append(Order(Do.SEND, index))
-                else:
-                    orders.append(Order(Do.LOOK, index))
-            if (
-                part.state is AgentState.RUNNING
-                and not part.killed
-                and now_s >= self.overdue_s(part.claimed_s)
-            ):
+            if part.state is AgentState.WAITING and self._given_up:
+                orders.append(Order(Do.FENCE, index))
+            elif part.attached and not part.sent:
+                orders.append(Order(Do.SEND, index))
+            else:
+                orders.append(Order(Do.LOOK, index))
+        while self._claims and now_s >= self.overdue_s(self._claims[0][0]):
+            _, index = self._claims.popleft()
+            part = self._parts[index]
+            if part.state is AgentState.RUNNING and not part.killed:
                 part.killed = True
-                part.look_s = now_s + LOOK_S
+                self._looks[index] = now_s + LOOK_S
                 orders.append(Order(Do.KILL, index))
         return orders
 
     def next_s(self) -> float | None:
         """When `tick` has something to do next; None when nothing is left."""
-        times = [] if self._given_up or not self._unclaimed else [self.request.deadline_at_s]
-        for part in self._parts:
-            if part.state not in FINAL_STATES and part.look_s is not None:
-                times.append(part.look_s)
-            if part.state is AgentState.RUNNING and not part.killed:
-                times.append(self.overdue_s(part.claimed_s))
+        if self.complete:
+            return None
+        times = [] if self._given_up or not self._unclaimed else [self.deadline_at_s]
+        times += self._looks.values()
+        while self._claims and self._parts[self._claims[0][1]].state is not AgentState.RUNNING:
+            self._claims.popleft()
+        if self._claims:
+            times.append(self.overdue_s(self._claims[0][0]))
         return min(times, default=None)
 
     def overdue_s(self, claimed_s: float) -> float:
@@ -268,14 +261,15 @@ class Assignment:
 
     def _running(self, index: int, now_s: float) -> None:
         self._move(index, AgentState.RUNNING)
-        self._parts[index].claimed_s = self._last_ack_s = now_s
+        self._claims.append((now_s, index))
+        self.last_ack_s = now_s
         self._unclaimed -= 1
 
     def _end(self, index: int, ended: Ended, now_s: float) -> None:
         part = self._parts[index]
         part.ended, part.reason = ended, ended.text
         if part.state is AgentState.WAITING:
-            self._last_ack_s = now_s
+            self.last_ack_s = now_s
         self._settle(index, ended.state, now_s)
 
     def _settle(self, index: int, state: AgentState, now_s: float) -> None:
@@ -286,14 +280,14 @@ class Assignment:
             self._unclaimed -= 1
         self._move(index, state)
         self._open -= 1
-        self._last_end_s = now_s
-        if state in (AgentState.UNDELIVERED, AgentState.UNKNOWN) and not self._last_ack_s:
-            self._last_ack_s = now_s
+        self.last_end_s = now_s
+        if state in (AgentState.UNDELIVERED, AgentState.UNKNOWN) and not self.last_ack_s:
+            self.last_ack_s = now_s
 
     def _move(self, index: int, state: AgentState) -> None:
         part = self._parts[index]
         if state not in _LEGAL.get(part.state, frozenset()):
-            raise IllegalTransition(f"agent {self.request.agents[index]}: {part.state} to {state}")
+            raise IllegalTransition(f"agent {self.agents[index]}: {part.state} to {state}")
         part.state = state
 
 

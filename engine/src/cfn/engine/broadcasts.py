@@ -1,12 +1,12 @@
-"""Messages to every agent of a swarm, and who acknowledged them."""
+"""Messages to every agent of a team, and who acknowledged them."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cfn.engine import wire
+from cfn.engine.lean import wire
 from cfn.engine.loop import Loop, Timer
-from cfn.engine.members import Member, Swarm
+from cfn.engine.members import Member, Team
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,25 +37,22 @@ class Broadcasts:
         self._open: dict[int, Broadcast] = {}
         self._number = 0
 
-    def send(
-        self, swarm: Swarm, kind: str, body: bytes, *, limit_s: float, done: Callable[[Broadcast], None]
-    ) -> None:
+    def send(self, team: Team, kind: str, *, limit_s: float, done: Callable[[Broadcast], None]) -> None:
         """Send to every agent that can be reached; `done` is called once."""
         self._number += 1
         broadcast = Broadcast(
             number=self._number,
-            swarm_id=swarm.swarm_id,
+            swarm_id=team.swarm_id,
             kind=kind,
-            sent=len(swarm.members),
-            missing=set(swarm.members),
+            sent=len(team.members),
+            missing=set(team.members),
             done=done,
         )
         self._open[broadcast.number] = broadcast
-        meta = wire.message_meta(kind)
-        datagram = wire.encode(wire.Kind.MESSAGE, epoch=broadcast.number, meta=meta, body=body)
-        for member in list(swarm.members.values()):
+        datagram = wire.message(broadcast.number)
+        for member in list(team.members.values()):
             if member.endpoint is not None:
-                member.endpoint.send([datagram])
+                member.endpoint.send(datagram)
         broadcast.timer = self._loop.at(time.monotonic() + limit_s, lambda: self._finish(broadcast))
         if not broadcast.missing:
             self._finish(broadcast)

@@ -1,66 +1,57 @@
 """Claims: who may run an agent's part of a request, decided under a kernel lock in tmpfs.
 
-A request's folder holds `claims`, one slot of two records for each agent (records.py). The byte
-at a slot's start is locked (POSIX) around every decision about the slot and, by the process that
-claimed it, until that process has written its end. So
+A request has a slot of 64 bytes (lean/records.py) for each agent, in an arena: one file for each shard,
+which is the number of the team. The byte at a slot's start is locked (POSIX) around every decision about
+the slot and, by the process that claimed it, until that process has written its end. So
 - a claim is one compare-and-set that survives the death of everybody involved;
-- a fence (FENCED in an empty slot) makes "never started" certain, whatever is still in flight;
-- a claimed slot without an end whose lock is free belongs to a dead process.
+- a fence (FENCED in an open slot) makes "never started" certain, whatever is still in flight;
+- a claimed slot without an end whose lock is free belongs to a dead process;
+- an order that comes a request late finds another request's key, and starts nothing.
 POSIX locks fit: they name their holder, end with it, and are not inherited by its children. They
-also vanish when the process closes *any* descriptor of the file: each side opens it once.
+also vanish when the process closes *any* descriptor of the file: each process opens it once.
 """
 
 import errno
 import fcntl
 import os
 import struct
-import time
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
 from cfn.coordination import AgentState
-from cfn.engine.records import (
-    INLINE_BYTES,
-    RECORD_BYTES,
-    SLOT_BYTES,
-    Damaged,
-    Kind,
-    Reason,
-    Record,
-    decode,
-    encode,
-    reason_text,
-)
+from cfn.engine.lean import claim, records
+from cfn.engine.lean.records import RECORD_BYTES
+
+MAX_SHARDS = 33  # the conductor's own, and one for each of at most 32 coordinators' teams
 
 _FLOCK = struct.Struct("hhqqi0q")  # struct flock of Linux on 64-bit machines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How an agent's part ended, as stored and as sent."""
+    """How an agent's part ended, as stored and as sent. `exit_code` is None if nothing was started."""
 
-    reason: Reason
+    reason: int
     exit_code: int | None
     output: bytes = b""
 
     @property
     def state(self) -> AgentState:
         """Done only for exit code 0 without a reason against it."""
-        return AgentState.DONE if self.reason is Reason.NONE else AgentState.FAILED
+        return AgentState.DONE if self.reason == records.NONE else AgentState.FAILED
 
     @property
     def text(self) -> str:
         """The reason in words."""
-        return reason_text(self.reason, self.exit_code or 0)
+        return records.reason_text(self.reason, self.exit_code)
 
 
-class Claim(Enum):
-    """The answer to a worker that wants to start."""
-
-    TAKEN = auto()  # it is this worker's: run it, exactly now
-    EARLIER = auto()  # somebody claimed it before, and ended or died
-    FENCED = auto()  # nobody may start it any more
+def ended(reason: int, exit_code: int, output: bytes) -> Ended:
+    """An end as records and datagrams carry it: they have no exit code for what was not started."""
+    return Ended(
+        reason=reason, exit_code=None if reason == records.NOT_STARTED else exit_code, output=output
+    )
 
 
 class Standing(Enum):
@@ -68,7 +59,7 @@ class Standing(Enum):
 
     UNCLAIMED = auto()
     FENCED = auto()
-    LOCKED = auto()  # empty, and a process holds its lock: it is about to claim, or is stopped there
+    LOCKED = auto()  # open, and a process holds its lock: it is about to claim, or is stopped there
     RUNNING = auto()  # claimed by a process that lives
     ENDED = auto()
     ORPHANED = auto()  # claimed by a process that died before it wrote an end
@@ -83,132 +74,128 @@ class Verdict:
     pid: int = 0
 
 
-def create(folder: Path, agents: int) -> None:
-    """Make the claims file of a request, with an empty slot for each agent. Its pages are taken from
-    tmpfs here, so that no claim and no end can fail for want of room. Raises OSError."""
-    descriptor = os.open(folder / "claims", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-    try:
-        os.posix_fallocate(descriptor, 0, agents * SLOT_BYTES)
-    finally:
-        os.close(descriptor)
+class Arena:
+    """A shard's claims file, opened for the life of this process. Raises OSError when it cannot be."""
 
-
-class ClaimsFile:
-    """One process's single descriptor of a request's claims.
-
-    Raises FileNotFoundError when the request is over (its folder is gone): nothing may start.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._descriptor = os.open(folder / "claims", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-
-    def close(self) -> None:
-        """Give up the descriptor, and with it this process's locks."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def claim(self, index: int, epoch: int) -> Claim:
-        """A worker's question: may I run this? On TAKEN the slot's lock is kept until `close`.
-
-        Waits while another process holds the lock: a hub for microseconds, an earlier incarnation
-        of the agent until it is dead or has ended.
-        """
-        fcntl.lockf(self._descriptor, fcntl.LOCK_EX, 1, index * SLOT_BYTES)
-        raw = os.pread(self._descriptor, RECORD_BYTES, index * SLOT_BYTES)
-        record = decode(raw)
-        if record is None and len(raw) == RECORD_BYTES:
-            self._write(index, Kind.CLAIMED, epoch)
-            return Claim.TAKEN
-        self._unlock(index)
-        if isinstance(record, Record) and record.kind is Kind.FENCED:
-            return Claim.FENCED
-        return Claim.EARLIER
-
-    def end(self, index: int, epoch: int, ended: Ended) -> None:
-        """Store an end, before anybody is told of it. A long output goes to a file of its own first."""
-        inline = ended.output if len(ended.output) <= INLINE_BYTES else b""
-        if len(ended.output) > INLINE_BYTES:
-            self._output_path(index).write_bytes(ended.output)
-        record = Record(
-            kind=Kind.ENDED,
-            index=index,
-            epoch=epoch,
-            pid=os.getpid(),
-            at_ns=time.monotonic_ns(),
-            reason=ended.reason,
-            exit_code=ended.exit_code or 0,
-            output_bytes=len(ended.output),
-            inline=inline,
+    def __init__(self, folder: Path, outputs: Path, shard: int) -> None:
+        self._outputs = str(outputs)
+        self._descriptor = os.open(
+            folder / str(shard), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640
         )
-        os.pwrite(self._descriptor, encode(record), index * SLOT_BYTES + RECORD_BYTES)
 
-    def fence(self, index: int, epoch: int) -> Verdict:
+    def open_slots(self, base: int, slots: int, key: int) -> None:
+        """Begin a request: its slots are open. Raises OSError when tmpfs has no room."""
+        raw = records.ticket(key) * slots
+        if os.pwrite(self._descriptor, raw, base * RECORD_BYTES) != len(raw):
+            raise OSError(errno.ENOSPC, "no room in tmpfs for the claims of a request")
+
+    def fence(self, slot: int, key: int, index: int) -> Verdict:
         """A hub's word that nobody may start this. FENCED, or why it is too late. Never waits."""
+        at = slot * RECORD_BYTES
         try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index * SLOT_BYTES)
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, at)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            return self.judge(index)
+            return self.judge(slot, key, index)
         try:
-            if decode(os.pread(self._descriptor, RECORD_BYTES, index * SLOT_BYTES)) is None:
-                self._write(index, Kind.FENCED, epoch)
+            if os.pread(self._descriptor, RECORD_BYTES, at) == records.ticket(key):
+                os.pwrite(self._descriptor, records.encode(records.FENCED, key, pid=os.getpid()), at)
                 return Verdict(standing=Standing.FENCED)
         finally:
-            self._unlock(index)
-        return self.judge(index)
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, at)
+        return self.judge(slot, key, index)
 
-    def judge(self, index: int) -> Verdict:
+    def judge(self, slot: int, key: int, index: int) -> Verdict:
         """What a slot says now. Never waits."""
-        first, second = self._read(index)
-        if second is not None:
-            return Verdict(standing=Standing.ENDED, ended=self._ended(second))
-        holder = self._holder(index)
-        if first is None:
+        raw = os.pread(self._descriptor, RECORD_BYTES, slot * RECORD_BYTES)
+        if raw == records.ticket(key):
+            holder = self._holder(slot)
             return Verdict(standing=Standing.LOCKED if holder else Standing.UNCLAIMED, pid=holder)
-        if isinstance(first, Record) and first.kind is Kind.FENCED:
-            return Verdict(standing=Standing.FENCED)
+        record = records.decode(raw)
+        if record is not None and record.key == key:
+            if record.kind == records.FENCED:
+                return Verdict(standing=Standing.FENCED)
+            if record.kind == records.ENDED:
+                return Verdict(standing=Standing.ENDED, ended=self._ended(record, index))
+        holder = self._holder(slot)
         if holder:
             return Verdict(standing=Standing.RUNNING, pid=holder)
         # Claimed, and its lock is free: an end was written before the lock went, or never will be.
-        _, second = self._read(index)
-        if second is not None:
-            return Verdict(standing=Standing.ENDED, ended=self._ended(second))
+        record = records.decode(os.pread(self._descriptor, RECORD_BYTES, slot * RECORD_BYTES))
+        if record is not None and record.key == key and record.kind == records.ENDED:
+            return Verdict(standing=Standing.ENDED, ended=self._ended(record, index))
         return Verdict(standing=Standing.ORPHANED)
 
-    def stored_end(self, index: int) -> Ended | None:
-        """The end that an earlier process of this agent wrote, if it did."""
-        _, second = self._read(index)
-        return None if second is None else self._ended(second)
+    def claim(self, slot: int, key: int) -> bool:
+        """Claim on behalf of an agent that cannot lock, without keeping the lock."""
+        if self.judge(slot, key, 0).standing is not Standing.UNCLAIMED:
+            return False
+        taken = claim.take(self._descriptor, slot, key, records.ticket(key)) == claim.TAKEN
+        if taken:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, slot * RECORD_BYTES)
+        return taken
 
-    def _read(self, index: int) -> tuple[Record | Damaged | None, Record | None]:
-        raw = os.pread(self._descriptor, SLOT_BYTES, index * SLOT_BYTES)
-        second = decode(raw[RECORD_BYTES:])
-        return decode(raw[:RECORD_BYTES]), second if isinstance(second, Record) else None
+    def end(self, slot: int, key: int, index: int, end: Ended) -> None:
+        """Store an end on behalf of such an agent."""
+        claim.end(
+            self._descriptor,
+            slot,
+            key,
+            self._outputs,
+            index,
+            reason=end.reason,
+            exit_code=end.exit_code or 0,
+            output=end.output,
+        )
 
-    def _ended(self, record: Record) -> Ended:
-        output = record.inline
-        if record.output_bytes > INLINE_BYTES:
-            try:
-                output = self._output_path(record.index).read_bytes()
-            except OSError:
-                output = b""
-        exit_code = None if record.reason is Reason.NOT_STARTED else record.exit_code
-        return Ended(reason=record.reason, exit_code=exit_code, output=output)
+    def _ended(self, record: records.Record, index: int) -> Ended:
+        return ended(record.reason, record.exit_code, claim.output_of(record, self._outputs, index))
 
-    def _write(self, index: int, kind: Kind, epoch: int) -> None:
-        record = Record(kind=kind, index=index, epoch=epoch, pid=os.getpid(), at_ns=time.monotonic_ns())
-        os.pwrite(self._descriptor, encode(record), index * SLOT_BYTES)
-
-    def _unlock(self, index: int) -> None:
-        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, index * SLOT_BYTES)
-
-    def _holder(self, index: int) -> int:
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, index * SLOT_BYTES, 1, 0)
+    def _holder(self, slot: int) -> int:
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, slot * RECORD_BYTES, 1, 0)
         kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(self._descriptor, fcntl.F_GETLK, asked))
         return 0 if kind == fcntl.F_UNLCK else int(pid)
 
-    def _output_path(self, index: int) -> Path:
-        return self._folder / f"output-{index}"
+
+class Arenas:
+    """The arenas that this process has opened."""
+
+    def __init__(self, folder: Path, outputs: Path) -> None:
+        self._folder = folder
+        self._outputs = outputs
+        self._open: dict[int, Arena] = {}
+
+    def shard(self, number: int) -> Arena:
+        """The arena of a shard. Raises OSError."""
+        arena = self._open.get(number)
+        if arena is None:
+            arena = self._open[number] = Arena(self._folder, self._outputs, number)
+        return arena
+
+
+class Slots:
+    """Which slots of each shard are taken: first fit, decided by the conductor alone."""
+
+    def __init__(self) -> None:
+        self._taken: dict[int, dict[int, int]] = {}  # shard: first slot: how many
+
+    def take(self, shard: int, slots: int) -> int:
+        """The first of `slots` free ones in a row."""
+        taken = self._taken.setdefault(shard, {})
+        base = 0
+        for first in sorted(taken):
+            if first - base >= slots:
+                break
+            base = first + taken[first]
+        self.note(shard, base, slots)
+        return base
+
+    def note(self, shard: int, base: int, slots: int) -> None:
+        """These were taken before."""
+        if slots:
+            self._taken.setdefault(shard, {})[base] = slots
+
+    def release(self, shard: int, base: int) -> None:
+        """The request that had them is over."""
+        self._taken.get(shard, {}).pop(base, None)

@@ -10,7 +10,7 @@ from typing import Any
 
 from cfn.engine.log import log
 from cfn.engine.loop import READ, WRITE, Loop
-from cfn.errors import EXIT_FAILED, CfnError, UsageError
+from cfn.errors import EXIT_FAILED, CfnError, RefusedError, UsageError
 
 MAX_LINE_BYTES = 1 << 20
 MAX_CLIENTS = 512
@@ -57,9 +57,16 @@ class Client:
                 f"exit {exit_code}\n{text}".encode() + (b"" if text.endswith("\n") or not text else b"\n")
             )
 
+    def finish_raw(self, answer: bytes) -> None:
+        """Send a final answer that is JSON already."""
+        self.pending -= 1
+        self._queue(answer + b"\n")
+
     def refuse(self, error: CfnError, *, as_text: bool) -> None:
         """Send an error as the final answer."""
-        value = {"error": str(error), "exit_code": error.exit_code}
+        value: dict[str, Any] = {"error": str(error), "exit_code": error.exit_code}
+        if isinstance(error, RefusedError) and error.retry_after_s is not None:
+            value["retry_after_s"] = error.retry_after_s
         self.finish(value, text=str(error) if as_text else None, exit_code=error.exit_code)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The conductor: owns swarms, runs coordinations, answers clients, and is the hub of the flat topology.
+"""The conductor: owns swarms, runs coordinations, answers clients, and is the hub of flat swarms.
 
 One thread, one loop. A crash loses nothing: requests, claims, swarms and inboxes are in tmpfs, the
 workers' sockets with the spawner. A clean stop drains, reports what is undelivered, and leaves
@@ -15,15 +15,19 @@ from cfn.config import Config, render_env
 from cfn.config_follower import ConfigFollower, write_atomically
 from cfn.engine import verbs
 from cfn.engine.clients import Client, Clients
+from cfn.engine.claims import Arenas
 from cfn.engine.coordinations import MAX_QUEUED, MAX_RUNNING, Coordinations
+from cfn.engine.files import replace
+from cfn.engine.fleet import Fleet
 from cfn.engine.guard import one_at_a_time, own_folder, serve_at
+from cfn.engine.hosts import LocalHost
 from cfn.engine.hub import Hub
 from cfn.engine.log import log
 from cfn.engine.loop import READ, Loop
 from cfn.engine.notify import Watchdog, notify
 from cfn.engine.spawner_link import SpawnerLink
-from cfn.engine.store import Store, replace
 from cfn.engine.swarms import Swarms
+from cfn.engine.teams import LOCAL_HUB
 from cfn.errors import RefusedError
 from cfn.paths import Paths
 from cfn.release import lab_fault, version
@@ -31,6 +35,7 @@ from cfn.release import lab_fault, version
 DRAIN_S = 3.0  # for running requests to end by themselves at a clean stop
 END_S = 4.0  # for what still runs then to be stopped; the unit's TimeoutStopSec must exceed both
 _POLL_S = 1.0  # of the configuration
+_SWEEP_S = 5.0  # between two looks at what has outlived its retention
 
 
 class Conductor:
@@ -39,18 +44,28 @@ class Conductor:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         fault = lab_fault(paths)
-        for folder in (paths.shm, paths.run, paths.state / "conductor"):
+        requests, outputs = paths.shm / "requests", paths.outputs
+        for folder in (paths.shm, paths.run, paths.state / "conductor", paths.claims, outputs, requests):
             own_folder(folder)
         self._lock = one_at_a_time(paths.shm / "conductor.lock", "conductor")
         self._generation = _next_generation(paths)
         self._follower = ConfigFollower(paths.config, paths.state / "conductor" / "config.last-good")
         self._render()
         self._loop = Loop()
-        self.coordinations = Coordinations(Store(paths.shm), lambda: self.config, fault, self._generation)
-        self._link = SpawnerLink(self._loop, paths, self._generation)
-        self._hub = Hub(self._loop, self._link, self.coordinations.completed)
-        self.coordinations.use(self._hub)
-        self.swarms = Swarms(paths.shm, self._hub, self._generation)
+        arenas = Arenas(paths.claims, outputs)
+        self._link = SpawnerLink(
+            self._loop, paths, self._generation, lambda: self.config.max_spawn_rate
+        )
+        self._hub = Hub(
+            self._loop, self._link, arenas, outputs=str(outputs), bus=str(paths.bus_socket(LOCAL_HUB))
+        )
+        self.fleet = Fleet(
+            self._loop, paths, LocalHost(LOCAL_HUB, self._hub), lambda: self.config, self._generation
+        )
+        self.swarms = Swarms(paths.shm, self._loop, self.fleet, self._hub, self._generation, self._team_moved)
+        self.coordinations = Coordinations(
+            paths, self._loop, lambda: self.config, fault, self._generation, self.fleet, self.swarms, arenas
+        )
         self._stopping_since: float | None = None
         self._reload = False
         self._watchdog = Watchdog()
@@ -59,8 +74,11 @@ class Conductor:
         os.set_blocking(self._wake_write, False)
         self._loop.add(self._wake_read, READ, self._woken)
         self.coordinations.replay()
+        self.fleet.use(self)
         self._link.start(self._hub)
+        self._link.retain(self.swarms_in_use())
         self.swarms.restore()
+        self._loop.at(time.monotonic() + _SWEEP_S, self._sweep)
         self._clients = Clients(
             self._loop, serve_at(paths.conductor_socket, socket.SOCK_STREAM), self._requested
         )
@@ -102,39 +120,54 @@ class Conductor:
     def health(self) -> dict[str, object]:
         """How the engine stands."""
         counters = self.coordinations.counters
-        problem = self._follower.problem
-        if self.config.topology != "flat":
-            problem = "; ".join(
-                filter(None, [problem, f"topology {self.config.topology} is not available in this release"])
-            )
+        coordinators = self.fleet.health()
         return {
             "pid": os.getpid(),
             "release": version(),
             "epoch": self._generation,
-            "topology": "flat",
+            "topology": self.config.topology,
             "max_agents": self.config.max_agents,
-            "swarms": [
-                {"swarm_id": swarm.swarm_id, "agents": len(swarm.members)} for swarm in self.swarms.all
-            ],
-            "agents_active": self._hub.live_agents,
+            "swarms": [{"swarm_id": swarm.swarm_id, "agents": swarm.agents} for swarm in self.swarms.all],
+            "agents_active": self._hub.live_agents + sum(int(row.get("agents", 0)) for row in coordinators),
             "open_requests": self.coordinations.open,
-            "queue_depths": {
-                "coordinations": self.coordinations.queued,
-                "inboxes": self.swarms.waiting_messages,
-            },
+            "queue_depths": {"coordinations": self.coordinations.queued},
             "bounds": {"running": MAX_RUNNING, "queued": MAX_QUEUED},
-            "config_problem": problem,
+            "stored_bytes": self.coordinations.stored_bytes,
+            "config_problem": self._follower.problem,
             "spawner": "up" if self._link.up else "down",
             "spawner_pid": self._link.pid if self._link.up else 0,
+            "coordinators": coordinators,
             "counters": {
                 "accepted": counters.accepted,
                 "completed": counters.completed,
                 "refused": counters.refused,
                 "replayed": counters.replayed,
                 "repeated": counters.repeated,
+                "failovers": self.fleet.failovers,
+                "hangs": self.fleet.hangs,
                 "agents": dict(counters.agents),
             },
         }
+
+    # fleet.Owner
+
+    def host_lost(self, number: int) -> int:
+        """A coordinator is gone: its teams go to others, and so does what ran on them."""
+        self.swarms.host_lost(number)
+        moved = self.coordinations.host_lost(number)
+        self._link.retain(self.swarms_in_use())
+        return moved
+
+    def host_joined(self, number: int) -> None:
+        """A coordinator is there: what belongs to it goes home."""
+        self.swarms.balance()
+
+    def swarms_in_use(self) -> list[str]:
+        """Every swarm that a request or `init` still needs."""
+        return [swarm.swarm_id for swarm in self.swarms.all] + self.coordinations.swarms
+
+    def _team_moved(self, swarm_id: str, team: str) -> None:
+        self.coordinations.moved(swarm_id, team)
 
     # One turn
 
@@ -155,6 +188,15 @@ class Conductor:
 
     def _hung_up(self, *_: object) -> None:
         self._reload = True
+
+    def _sweep(self) -> None:
+        try:
+            removed = self.coordinations.sweep()
+            if removed:
+                log("journal swept", segments=removed, bytes=self.coordinations.stored_bytes)
+        except OSError as error:
+            log("journal cannot be swept", reason=str(error))
+        self._loop.at(time.monotonic() + _SWEEP_S, self._sweep)
 
     def _poll_config(self) -> None:
         self._reload = False
@@ -179,19 +221,23 @@ class Conductor:
         open_requests = self.coordinations.open
         self._until(lambda: self.coordinations.open == 0, DRAIN_S)
         self.coordinations.give_up_all("the conductor was stopped")
-        swarms = list(self._hub.swarms.values())
-        for swarm in swarms:
-            self._hub.stop_swarm(swarm)
-        kept = [swarm for swarm in swarms if swarm.kept]
-        for swarm in kept:
-            self.swarms.shutdown(swarm, time.monotonic(), lambda _agents, _undrained: None)
-        self._until(lambda: not self._hub.swarms, END_S)
-        for task_id in self._hub.running:  # claimed, and not ending: what is killed now is unknown
-            log("stopped while it ran", task_id=task_id)
-            self._hub.kill_running(task_id)
-        self._until(lambda: not self._hub.swarms, 1.0)
+        left = len(self.swarms.all)
+
+        def ended(_agents: int, _undrained: int) -> None:
+            nonlocal left
+            left -= 1
+
+        for swarm in self.swarms.all:
+            self.swarms.shutdown(swarm, ended)
+        self.coordinations.stop_running(gently=True)
+        self._until(lambda: self.coordinations.open == 0 and left == 0, END_S)
+        self.coordinations.stop_running(gently=False)
+        self._until(lambda: self.coordinations.open == 0 and left == 0, 1.0)
+        self._link.retain([])
+        self._until(lambda: False, 0.02)  # for that word to go out
         self._until(lambda: not self._clients.unsent, 1.0)
         self._clients.close()
+        self.fleet.close()
         self._paths.conductor_socket.unlink(missing_ok=True)
         agents = self.coordinations.counters.agents
         log(

@@ -13,14 +13,14 @@ As text: `joined A S`, `task T E S M TIMEOUT_MS MAX_OUTPUT PAYLOAD_B64` (`-` for
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from cfn.engine import requests, wire
+from cfn.engine import requests
 from cfn.engine.claims import Ended
 from cfn.engine.clients import Client
 from cfn.engine.hub import Hub
-from cfn.engine.records import Reason
+from cfn.engine.lean import records, wire
 from cfn.errors import UsageError
 
 
@@ -42,15 +42,15 @@ class ExternalAgent:
         """Tell the agent that it is in."""
         self._say({"joined": self.agent, "swarm_id": self.swarm_id}, f"joined {self.agent} {self.swarm_id}")
 
-    def send(self, parts: Sequence[bytes]) -> bool:
+    def send(self, datagram: bytes) -> bool:
         """Turn the hub's datagram into a line."""
-        frame = wire.decode(b"".join(parts))
-        if frame.kind is wire.Kind.ASSIGN:
-            self._offer(frame)
-        elif frame.kind is wire.Kind.MESSAGE:  # to have it is to acknowledge it
-            answer = wire.encode(wire.Kind.RECEIVED, epoch=frame.epoch)
+        kind = datagram[0]
+        if kind == wire.ASSIGN:
+            self._offer(wire.read_assignment(datagram))
+        elif kind == wire.MESSAGE:  # to have it is to acknowledge it
+            answer = wire.answer(wire.RECEIVED, 0, wire.message_number(datagram))
             self._hub.later(0, lambda: self._hub.received(self.swarm_id, self.agent, answer))
-        elif frame.kind is wire.Kind.STOP:
+        elif kind == wire.STOP:
             self._client.close()
         return True
 
@@ -71,30 +71,29 @@ class ExternalAgent:
         else:
             raise UsageError("say: claim, and after go, result")
 
-    def _offer(self, frame: wire.Frame) -> None:
-        task = wire.task_from(frame)
+    def _offer(self, order: wire.Assignment) -> None:
+        task = order.task
         if task.task_id in self._claimed:
             return
-        self._offered[task.task_id] = (frame.index, frame.epoch)
-        payload = base64.b64encode(frame.body).decode()
+        self._offered[task.task_id] = (order.index, order.epoch)
+        payload = base64.b64encode(order.payload).decode()
         offer = {
             "task": task.task_id,
-            "epoch": frame.epoch,
+            "epoch": order.epoch,
             "swarm_id": task.swarm_id,
             "team": task.team,
             "timeout_ms": task.timeout_ms,
             "max_output_bytes": task.max_output_bytes,
             "payload_b64": payload,
         }
-        words = [task.task_id, frame.epoch, task.swarm_id, task.team, task.timeout_ms, task.max_output_bytes]
+        words = [task.task_id, order.epoch, task.swarm_id, task.team, task.timeout_ms, task.max_output_bytes]
         self._say(offer, " ".join(["task", *map(str, words), payload or "-"]))
 
     def _claim(self, task_id: str, index: int, epoch: int) -> None:
-        taken = self._hub.claim_for(task_id, self.agent, epoch)
+        taken = self._hub.claim_for(epoch, self.agent)
         if taken:
             self._claimed.add(task_id)
-            answer = wire.encode(wire.Kind.CLAIMED, index=index, epoch=epoch)
-            self._hub.received(self.swarm_id, self.agent, answer)
+            self._hub.received(self.swarm_id, self.agent, wire.answer(wire.CLAIMED, index, epoch))
         word = "go" if taken else "skip"
         self._say({word: task_id}, f"{word} {task_id}")
 
@@ -103,13 +102,13 @@ class ExternalAgent:
         if isinstance(code, bool) or not isinstance(code, int) or not -255 <= code <= 255:
             raise UsageError(f"exit_code: {code!r} is refused")
         output = requests.body(value, "output_b64", requests.MAX_BODY_BYTES)
-        reason = Reason.NONE if code == 0 else Reason.EXIT if code > 0 else Reason.SIGNAL
+        reason = records.NONE if code == 0 else records.EXIT if code > 0 else records.SIGNAL
         if value.get("timed_out") is True:
-            reason = Reason.TIMED_OUT
-        answer = wire.result(index, epoch, Ended(reason=reason, exit_code=code, output=output))
-        self._hub.end_for(task_id, self.agent, epoch, wire.decode(answer))
+            reason = records.TIMED_OUT
+        self._hub.end_for(epoch, self.agent, Ended(reason=reason, exit_code=code, output=output))
         del self._offered[task_id]
         self._claimed.discard(task_id)
+        answer = wire.answer(wire.RESULT, index, epoch, reason=reason, exit_code=code, output=output)
         self._hub.received(self.swarm_id, self.agent, answer)
 
     def _say(self, value: Mapping[str, Any], text: str) -> None:

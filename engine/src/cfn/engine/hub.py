@@ -1,8 +1,8 @@
-"""A hub: gives requests to the workers of its swarms and gathers what they say.
+"""A hub: gives requests to the workers of its teams and gathers what they say.
 
-It carries out the orders of the assignments' state machines (assignment.py) and owns swarms, runs
-and claims files. What it is a hub *for* is not its concern: the conductor journals requests, talks
-to clients and hands it sockets; a coordinator can do the same with a part of a swarm.
+It carries out the orders of the assignments' state machines (assignment.py). What it is a hub *for*
+is not its concern: the conductor has one for flat swarms and for agents from outside, each
+coordinator has one for the teams that it is given.
 """
 
 import os
@@ -13,220 +13,304 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from cfn.coordination import AgentState, Coordination
-from cfn.engine import wire
+from cfn.coordination import AgentState, Tally
 from cfn.engine.assignment import Assignment, Do, Order
 from cfn.engine.broadcasts import Broadcasts
-from cfn.engine.claims import Claim, ClaimsFile, Standing
+from cfn.engine.claims import Arena, Arenas, Ended, Standing, ended
+from cfn.engine.lean import records, wire
+from cfn.engine.lean.agent_process import GRACE_S
 from cfn.engine.log import log
 from cfn.engine.loop import Loop, Timer
-from cfn.engine.members import Endpoint, Member, Provider, Swarm
+from cfn.engine.members import Endpoint, First, Member, Provider, Team
+from cfn.engine.teams import TeamOrder, TeamOutcome, results_json
 from cfn.errors import DamagedError
 
-_RESPAWN_S = 0.05  # first pause before a kept swarm's worker is replaced; doubles up to 6.4 s
+_RESPAWN_S = 0.05  # first pause before a kept team's worker is replaced; doubles up to 6.4 s
+
+Done = Callable[[TeamOutcome], None]
 
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
+    order: TeamOrder
     assignment: Assignment
-    swarm: Swarm
-    claims: ClaimsFile
-    meta: bytes
+    team: Team
+    arena: Arena
+    common: bytes
     indices: dict[str, int]
+    done: Done
+    long_outputs: bool = False
     timer: Timer | None = None
     timer_s: float = 0.0
 
 
 class Hub:
-    """Swarms and the requests that run on them. `completed` is called once for each run."""
+    """Teams and the requests that run on them. `bus` is told to agents: the socket for messages."""
 
-    def __init__(self, loop: Loop, provider: Provider, completed: Callable[[Coordination], None]) -> None:
+    def __init__(self, loop: Loop, provider: Provider, arenas: Arenas, *, outputs: str, bus: str) -> None:
         self._loop = loop
         self._provider = provider
-        self._completed = completed
-        self._runs: dict[str, _Run] = {}
+        self._arenas = arenas
+        self._outputs = outputs
+        self._bus = bus
+        self._runs: dict[int, _Run] = {}  # by epoch
         self.broadcasts = Broadcasts(loop)
-        self.swarms: dict[str, Swarm] = {}
+        self.teams: dict[tuple[str, str], Team] = {}
+        self._members: dict[tuple[str, str], tuple[Team, Member]] = {}  # by swarm and agent
 
-    # Swarms
+    # Teams
 
-    def add_swarm(self, swarm_id: str, agents: Sequence[str], *, kept: bool) -> Swarm:
-        """Make a swarm known; its processes come by `spawn` or by what the spawner still holds."""
-        swarm = Swarm(swarm_id=swarm_id, kept=kept, members={agent: Member(agent=agent) for agent in agents})
-        self.swarms[swarm_id] = swarm
-        return swarm
+    def add_team(self, swarm_id: str, team: str, shard: int, agents: Sequence[str], *, kept: bool) -> Team:
+        """Make a team known, or add agents to one that is; their processes come by orders or by what
+        the spawner still holds."""
+        found = self.teams.get((swarm_id, team))
+        if found is None:
+            found = Team(swarm_id=swarm_id, team=team, shard=shard, kept=kept, members={})
+            self.teams[swarm_id, team] = found
+        for agent in agents:
+            if agent not in found.members:
+                member = found.members[agent] = Member(agent=agent)
+                self._members[swarm_id, agent] = (found, member)
+        return found
 
-    def spawn_missing(self, swarm: Swarm) -> None:
-        """Order a process for every member of the swarm that has none."""
-        missing = [m for m in swarm.members.values() if m.endpoint is None and not m.external]
-        if missing and not swarm.ending:
-            self._provider.spawn(swarm.swarm_id, [m.agent for m in missing], [m.last_pid for m in missing])
+    def spawn_missing(self, team: Team) -> None:
+        """Order a process for every member of a team that has none."""
+        missing = [m for m in team.members.values() if m.endpoint is None and not m.external]
+        if missing and not team.ending:
+            names, pids = [m.agent for m in missing], [m.last_pid for m in missing]
+            self._provider.spawn(team.swarm_id, team.shard, names, pids, None)
 
-    def stop_swarm(self, swarm: Swarm) -> None:
+    def stop_team(self, team: Team) -> None:
         """Ask its workers to end: what runs gets SIGTERM, then SIGKILL, and answers `failed`."""
-        swarm.ending = True
-        for member in list(swarm.members.values()):  # a guest's end removes it
+        team.ending = True
+        for member in list(team.members.values()):  # a guest's end removes it
             if member.endpoint is not None:
-                member.endpoint.send([wire.encode(wire.Kind.STOP)])
+                member.endpoint.send(wire.stop())
 
-    def end_swarm(self, swarm_id: str) -> None:
-        """Let go of every worker of a swarm; they end by themselves, or the spawner kills them."""
-        swarm = self.swarms.pop(swarm_id, None)
-        if swarm is None:
-            return
-        swarm.ending = True
-        for member in list(swarm.members.values()):  # a guest's end removes it
+    def end_team(self, team: Team) -> None:
+        """Let go of every worker of a team; they end by themselves, or the spawner kills them."""
+        if self.drop_team(team):
+            self._provider.end(team.swarm_id, [m.agent for m in team.members.values() if not m.external])
+
+    def drop_team(self, team: Team) -> bool:
+        """Forget a team and close its sockets here; the spawner keeps its workers. False: it was
+        forgotten before."""
+        if self.teams.pop((team.swarm_id, team.team), None) is None:
+            return False
+        team.ending = True
+        for member in list(team.members.values()):
+            self._members.pop((team.swarm_id, member.agent), None)
             if member.endpoint is not None:
                 member.endpoint.close()
                 member.endpoint = None
-        self._provider.end(swarm_id)
+        return True
 
-    def kill_swarm(self, swarm: Swarm) -> None:
-        """SIGKILL what is still there of a swarm."""
-        for member in list(swarm.members.values()):  # a guest's end removes it
+    def kill_team(self, team: Team) -> None:
+        """SIGKILL what is still there of a team."""
+        for member in list(team.members.values()):
             if member.endpoint is not None and not member.external:
-                self._provider.kill(swarm.swarm_id, member.agent, member.endpoint.pid)
+                self._provider.kill(team.swarm_id, member.agent, member.endpoint.pid)
 
-    def add_guest(self, swarm: Swarm, agent: str, endpoint: Endpoint) -> None:
+    def add_guest(self, team: Team, agent: str, endpoint: Endpoint) -> None:
         """Add an agent that is not a worker of the spawner; it leaves with its endpoint."""
-        swarm.members[agent] = Member(agent=agent, external=True)
-        self.attach(swarm.swarm_id, agent, endpoint)
+        member = team.members[agent] = Member(agent=agent, external=True)
+        self._members[team.swarm_id, agent] = (team, member)
+        self.attach(team.swarm_id, agent, endpoint)
 
-    def attach(self, swarm_id: str, agent: str, endpoint: Endpoint) -> bool:
-        """An agent can be reached from now on. False: it is not wanted, and the caller closes it."""
-        swarm = self.swarms.get(swarm_id)
-        member = swarm.members.get(agent) if swarm is not None else None
-        if swarm is None or member is None or member.endpoint is not None:
+    def attach(self, swarm_id: str, agent: str, endpoint: Endpoint, born_with: int = 0) -> bool:
+        """An agent can be reached from now on; `born_with` is the epoch of a task that it began with.
+        False: it is not wanted, and the caller closes it."""
+        team, member = self._members.get((swarm_id, agent), (None, None))
+        if team is None or member is None or member.endpoint is not None:
             return False
         member.endpoint = endpoint
         member.last_pid = endpoint.pid
-        for run in self._runs_of(swarm_id, agent):
-            self._carry_out(run, run.assignment.attached(run.indices[agent]))
+        for run in self._runs_of(team, agent):
+            asked = run.order.epoch == born_with
+            orders = run.assignment.attached(run.indices[agent], asked=asked)
+            if not asked:
+                self._carry_out(run, orders)
         return True
+
+    def knows(self, swarm_id: str, agent: str) -> bool:
+        """Whether an agent belongs to a team of this hub."""
+        return (swarm_id, agent) in self._members
+
+    def absent(self, swarm_id: str, agents: Sequence[str]) -> None:
+        """No process of these agents lives."""
+        for agent in agents:
+            team, member = self._members.get((swarm_id, agent), (None, None))
+            if team is not None and member is not None and member.endpoint is None:
+                for run in self._runs_of(team, agent):
+                    self._carry_out(run, run.assignment.missing(run.indices[agent]))
 
     def lost(self, swarm_id: str, agent: str, endpoint: Endpoint) -> None:
         """The agent's socket ended: its process is dead, or as good as dead."""
-        swarm = self.swarms.get(swarm_id)
-        member = swarm.members.get(agent) if swarm is not None else None
-        if swarm is None or member is None or member.endpoint is not endpoint:
+        team, member = self._members.get((swarm_id, agent), (None, None))
+        if team is None or member is None or member.endpoint is not endpoint:
             return
         endpoint.close()
         member.endpoint = None
-        for run in self._runs_of(swarm_id, agent):
+        for run in self._runs_of(team, agent):
             self._carry_out(run, run.assignment.missing(run.indices[agent]))
         self.broadcasts.lost(swarm_id, agent)
         if member.external:
-            del swarm.members[agent]
-        elif swarm.kept and not swarm.ending:
+            del team.members[agent]
+            self._members.pop((swarm_id, agent), None)
+        elif team.kept and not team.ending:
             pause_s = _RESPAWN_S * 2 ** min(member.losses, 7)
             member.losses += 1
-            self._loop.at(time.monotonic() + pause_s, lambda: self._replace(swarm, member))
+            self._loop.at(time.monotonic() + pause_s, lambda: self._replace(team, member))
 
     def spawning_failed(self, swarm_id: str, agents: Sequence[str], reason: str) -> None:
         """No process could be made for these agents."""
+        again: dict[tuple[str, str], Team] = {}
         for agent in agents:
-            for run in self._runs_of(swarm_id, agent):
+            team, _ = self._members.get((swarm_id, agent), (None, None))
+            if team is None:
+                continue
+            for run in self._runs_of(team, agent):
                 self._carry_out(run, run.assignment.spawning_failed(run.indices[agent], reason))
-        swarm = self.swarms.get(swarm_id)
-        if swarm is not None and swarm.kept and not swarm.ending:
-            self._loop.at(time.monotonic() + 1.0, lambda: self.spawn_missing(swarm))
+            if team.kept and not team.ending:
+                again[team.swarm_id, team.team] = team
+        for team in again.values():
+            self._loop.at(time.monotonic() + 1.0, self._spawning(team))
 
-    def _replace(self, swarm: Swarm, member: Member) -> None:
-        if member.endpoint is None and not swarm.ending:
-            self._provider.spawn(swarm.swarm_id, [member.agent], [member.last_pid])
+    def _spawning(self, team: Team) -> Callable[[], None]:
+        return lambda: self.spawn_missing(team)
+
+    def _replace(self, team: Team, member: Member) -> None:
+        if member.endpoint is None and not team.ending:
+            self._provider.spawn(team.swarm_id, team.shard, [member.agent], [member.last_pid], None)
 
     # Requests
 
-    def start(
-        self, assignment: Assignment, swarm: Swarm, claims: ClaimsFile, task: wire.Task, *, fresh: bool
-    ) -> None:
-        """Run a request on a swarm that was added. `fresh`: its swarm was made for it just now, so no
-        worker and no claim can exist. Owns `claims` from now on."""
-        agents = assignment.request.agents
-        run = _Run(
-            assignment=assignment,
-            swarm=swarm,
-            claims=claims,
-            meta=wire.task_meta(task),
-            indices={agent: index for index, agent in enumerate(agents)},
+    def start(self, order: TeamOrder, team: Team, payload: bytes, done: Done) -> None:
+        """Run a team's part of a request on a team that was added; `done` is called once. Raises
+        OSError when its claims cannot be reached; nothing was begun then."""
+        task = wire.Task(
+            order.task_id,
+            order.swarm_id,
+            order.team,
+            self._outputs,
+            bus=self._bus,
+            timeout_ms=order.timeout_ms,
+            max_output_bytes=order.max_output_bytes,
+            slow_ms=order.slow_ms,
+            command=order.command,
         )
-        self._runs[assignment.request.task_id] = run
-        if fresh:
+        assignment = Assignment(
+            agents=order.agents,
+            epoch=order.epoch,
+            deadline_at_s=order.deadline_at_s,
+            deadline_ms=order.deadline_ms,
+            run_limit_s=order.timeout_ms / 1000 + 2 * GRACE_S,
+            lost_deliveries=frozenset(order.lost),
+        )
+        run = _Run(
+            order=order,
+            assignment=assignment,
+            team=team,
+            arena=self._arenas.shard(order.shard),
+            common=wire.common(order.epoch, order.key, records.ticket(order.key), task, payload),
+            indices={agent: index for index, agent in enumerate(order.agents)},
+            done=done,
+        )
+        self._runs[order.epoch] = run
+        if order.given_up:
+            self._carry_out(run, assignment.give_up_unclaimed(order.given_up))
+        elif order.fresh and not order.kept:
             self._carry_out(run, assignment.begin())
-            return
+        else:
+            self._begin_on(run)
+
+    def _begin_on(self, run: _Run) -> None:
+        """Give a task to workers that may be there, or may be alive with another hub's socket."""
         orders: list[Order] = []
-        for index, agent in enumerate(agents):
-            member = swarm.members.get(agent)
-            present = member is not None and member.endpoint is not None
-            orders += assignment.attached(index) if present else assignment.missing(index)
+        unseen = []
+        for agent, index in run.indices.items():
+            member = run.team.members.get(agent)
+            if member is not None and member.endpoint is not None:
+                orders += run.assignment.attached(index)
+            elif member is not None and not member.external and not run.order.fresh:
+                unseen.append(agent)
+            else:
+                orders += run.assignment.missing(index)
+        if unseen:
+            self._provider.fetch(run.team.swarm_id, unseen)
         self._carry_out(run, orders)
 
-    def assignment(self, task_id: str) -> Assignment | None:
-        """A running request's state."""
-        run = self._runs.get(task_id)
-        return None if run is None else run.assignment
+    def give_up(self, epoch: int, reason: str) -> None:
+        """Nothing of this order may start any more."""
+        run = self._runs.get(epoch)
+        if run is not None:
+            self._carry_out(run, run.assignment.give_up_unclaimed(reason))
 
-    def give_up_unclaimed(self, task_id: str, reason: str) -> None:
-        """Nothing of this request may start any more."""
-        run = self._runs[task_id]
-        self._carry_out(run, run.assignment.give_up_unclaimed(reason))
-
-    def kill_running(self, task_id: str) -> None:
-        """SIGKILL the processes that still run this request's agents."""
-        run = self._runs[task_id]
+    def stop_running(self, epoch: int, *, gently: bool) -> None:
+        """End the processes that run this order's agents: as `stop_team` does, or with SIGKILL."""
+        run = self._runs.get(epoch)
+        if run is None:
+            return
+        if gently:
+            self.stop_team(run.team)
+            return
         for agent, index in run.indices.items():
             if run.assignment.state(index) is AgentState.RUNNING:
                 self._kill(run, agent, index)
 
+    def drop(self, epoch: int) -> None:
+        """Forget an order; another hub has it, or will."""
+        run = self._runs.pop(epoch, None)
+        if run is not None and run.timer is not None:
+            run.timer.cancel()
+
+    def outcome(self, epoch: int) -> TeamOutcome | None:
+        """An order's states as of now; None if it is not running here."""
+        run = self._runs.get(epoch)
+        return None if run is None else _outcome(run)
+
     def received(self, swarm_id: str, agent: str, raw: bytes) -> None:
         """A datagram of an agent. Garbage is logged and dropped."""
         try:
-            frame = wire.decode(raw)
-            if frame.kind is wire.Kind.RECEIVED:
-                swarm = self.swarms.get(swarm_id)
-                if swarm is not None and agent in swarm.members:
-                    self.broadcasts.acknowledged(swarm.members[agent], swarm_id, frame.epoch)
-                return
-            for run in self._runs_of(swarm_id, agent):
-                if run.assignment.epoch == frame.epoch and run.indices[agent] == frame.index:
-                    self._answered(run, frame)
+            kind, reason, index, epoch, exit_code, output = wire.read_answer(raw)
         except DamagedError as error:
             log("datagram refused", swarm_id=swarm_id, agent=agent, reason=str(error))
-
-    def _answered(self, run: _Run, frame: wire.Frame) -> None:
-        now = time.monotonic()
-        orders: list[Order] = []
-        if frame.kind is wire.Kind.CLAIMED:
-            run.assignment.claimed(frame.index, frame.epoch, now)
-        elif frame.kind is wire.Kind.RESULT:
-            run.assignment.ended(frame.index, frame.epoch, wire.ended_from(frame), now)
-        elif frame.kind is wire.Kind.REFUSED:
-            orders = run.assignment.refused(frame.index, frame.epoch)
-        # The common answers bring no order and nothing due before what is scheduled already, and to
-        # ask for the next due time costs a look at every agent.
-        if (
-            orders
-            or run.assignment.complete
-            or run.timer is None
-            or run.timer_s > run.assignment.overdue_s(now)
-        ):
+            return
+        if kind == wire.RECEIVED:
+            _, member = self._members.get((swarm_id, agent), (None, None))
+            if member is not None:
+                self.broadcasts.acknowledged(member, swarm_id, epoch)
+            return
+        run = self._runs.get(epoch)
+        if run is None or run.indices.get(agent) != index or run.order.swarm_id != swarm_id:
+            return
+        now_s = time.monotonic()
+        assignment = run.assignment
+        orders: Sequence[Order] = ()
+        if kind == wire.RESULT:
+            run.long_outputs = run.long_outputs or len(output) > records.INLINE_BYTES
+            assignment.ended(index, epoch, ended(reason, exit_code, output), now_s)
+        elif kind == wire.CLAIMED:
+            assignment.claimed(index, epoch, now_s)
+        else:
+            orders = assignment.refused(index, epoch)
+        # The common answers bring no order and nothing due before what is scheduled already.
+        if orders or assignment.complete or run.timer is None or run.timer_s > assignment.overdue_s(now_s):
             self._carry_out(run, orders)
 
-    def claim_for(self, task_id: str, agent: str, epoch: int) -> bool:
-        """Claim on behalf of an agent outside, which cannot lock the journal itself."""
-        run = self._runs.get(task_id)
-        if run is None or agent not in run.indices or run.assignment.epoch != epoch:
+    def claim_for(self, epoch: int, agent: str) -> bool:
+        """Claim on behalf of an agent outside, which cannot lock the arena itself."""
+        run = self._runs.get(epoch)
+        if run is None or agent not in run.indices:
             return False
-        index = run.indices[agent]
-        if run.claims.judge(index).standing is not Standing.UNCLAIMED:
-            return False
-        return run.claims.claim(index, epoch) is Claim.TAKEN
+        return run.arena.claim(run.order.base + run.indices[agent], run.order.key)
 
-    def end_for(self, task_id: str, agent: str, epoch: int, frame: wire.Frame) -> None:
+    def end_for(self, epoch: int, agent: str, end: Ended) -> None:
         """Store the end of an agent outside."""
-        run = self._runs.get(task_id)
+        run = self._runs.get(epoch)
         if run is not None and agent in run.indices:
-            run.claims.end(run.indices[agent], epoch, wire.ended_from(frame))
+            index = run.indices[agent]
+            run.arena.end(run.order.base + index, run.order.key, index, end)
 
     # Orders
 
@@ -234,61 +318,72 @@ class Hub:
         """Do what the state machine orders, and what follows from that, until it is satisfied."""
         todo = deque(orders)
         wanted: list[str] = []
+        base, key = run.order.base, run.order.key
         while todo:
             order = todo.popleft()
-            agent = run.assignment.request.agents[order.index]
+            index = order.index
+            agent = run.order.agents[index]
             if order.do is Do.SEND:
-                self._send(run, agent, order.index)
+                self._send(run, agent, index)
             elif order.do is Do.SPAWN:
-                member = run.swarm.members.get(agent)
+                member = run.team.members.get(agent)
                 if member is None or member.external:
-                    todo.extend(run.assignment.spawning_failed(order.index, "it left the swarm"))
+                    todo.extend(run.assignment.spawning_failed(index, "it left the swarm"))
                 else:
                     wanted.append(agent)
             elif order.do is Do.KILL:
-                self._kill(run, agent, order.index)
+                self._kill(run, agent, index)
             else:
-                look = run.claims.fence if order.do is Do.FENCE else None
-                verdict = (
-                    run.claims.judge(order.index) if look is None else look(order.index, run.assignment.epoch)
-                )
-                todo.extend(run.assignment.judged(order.index, verdict, time.monotonic()))
+                ask = run.arena.fence if order.do is Do.FENCE else run.arena.judge
+                verdict = ask(base + index, key, index)
+                if verdict.ended is not None and len(verdict.ended.output) > records.INLINE_BYTES:
+                    run.long_outputs = True
+                todo.extend(run.assignment.judged(index, verdict, time.monotonic()))
         if wanted:
-            members = run.swarm.members
-            self._provider.spawn(run.swarm.swarm_id, wanted, [members[agent].last_pid for agent in wanted])
+            self._spawn(run, wanted)
         if run.assignment.complete:
             self._complete(run)
         else:
             self._schedule(run)
 
+    def _spawn(self, run: _Run, wanted: Sequence[str]) -> None:
+        """Order workers that begin with this request, but for those whose delivery a lab fault loses."""
+        members = run.team.members
+        lost = set(run.order.lost)
+        born = [agent for agent in wanted if run.indices[agent] not in lost]
+        places = {agent: (run.indices[agent], run.order.base + run.indices[agent]) for agent in born}
+        first = First(epoch=run.order.epoch, common=run.common, places=places)
+        for agents, task in ((born, first), ([a for a in wanted if a not in places], None)):
+            if agents:
+                replaces = [members[agent].last_pid for agent in agents]
+                self._provider.spawn(run.team.swarm_id, run.team.shard, agents, replaces, task)
+
     def _send(self, run: _Run, agent: str, index: int) -> None:
-        endpoint = run.swarm.members[agent].endpoint
-        if endpoint is None:
-            return
-        request = run.assignment.request
-        head = wire.header(wire.Kind.ASSIGN, index, run.assignment.epoch, len(run.meta))
-        taken = endpoint.send([head, run.meta, request.payload])
-        run.assignment.sent(index, time.monotonic(), taken=taken)
+        endpoint = run.team.members[agent].endpoint
+        if endpoint is not None:
+            taken = endpoint.send(wire.head(index, run.order.base + index) + run.common)
+            run.assignment.sent(index, time.monotonic(), taken=taken)
 
     def _kill(self, run: _Run, agent: str, index: int) -> None:
         """The process that holds the agent's slot, else the one behind its socket."""
         if any(
             other is not run and other.assignment.state(other.indices[agent]) is AgentState.RUNNING
-            for other in self._runs_of(run.swarm.swarm_id, agent)
+            for other in self._runs_of(run.team, agent)
         ):
             return  # it did not hang: it was busy with another request
-        holder = run.claims.judge(index).pid
-        member = run.swarm.members.get(agent)
+        slot = run.order.base + index
+        holder = run.arena.judge(slot, run.order.key, index).pid
+        member = run.team.members.get(agent)
         pid = holder or (member.last_pid if member is not None else 0)
         if not pid:
             return
-        log("worker killed", swarm_id=run.swarm.swarm_id, agent=agent, pid=pid)
-        self._provider.kill(run.swarm.swarm_id, agent, pid)
+        log("worker killed", swarm_id=run.team.swarm_id, agent=agent, pid=pid)
+        self._provider.kill(run.team.swarm_id, agent, pid)
         if holder:  # the spawner may not know it; the lock proves that the number is still its own
             with suppress(OSError):
                 pidfd = os.pidfd_open(holder)
                 try:
-                    if run.claims.judge(index).pid == holder:
+                    if run.arena.judge(slot, run.order.key, index).pid == holder:
                         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 finally:
                     os.close(pidfd)
@@ -306,24 +401,22 @@ class Hub:
 
     def _due(self, run: _Run) -> None:
         run.timer = None
-        if not run.assignment.complete:
+        if self._runs.get(run.order.epoch) is run:
             self._carry_out(run, run.assignment.tick(time.monotonic()))
 
     def _complete(self, run: _Run) -> None:
-        task_id = run.assignment.request.task_id
-        if self._runs.pop(task_id, None) is None:
+        if self._runs.pop(run.order.epoch, None) is None:
             return
         if run.timer is not None:
             run.timer.cancel()
-        self._completed(run.assignment.outcome(time.monotonic()))
-        run.claims.close()
+        run.done(_outcome(run))
 
-    def running_on(self, swarm: Swarm) -> list[str]:
-        """The task ids that run on a swarm."""
-        return [task_id for task_id, run in self._runs.items() if run.swarm is swarm]
+    def epochs_on(self, team: Team) -> list[int]:
+        """The orders that run on a team."""
+        return [epoch for epoch, run in self._runs.items() if run.team is team]
 
-    def _runs_of(self, swarm_id: str, agent: str) -> list[_Run]:
-        return [r for r in self._runs.values() if r.swarm.swarm_id == swarm_id and agent in r.indices]
+    def _runs_of(self, team: Team, agent: str) -> list[_Run]:
+        return [run for run in self._runs.values() if run.team is team and agent in run.indices]
 
     # Counts
 
@@ -334,14 +427,26 @@ class Hub:
     @property
     def live_agents(self) -> int:
         """Agents that can be reached now."""
-        return sum(m.endpoint is not None for s in self.swarms.values() for m in s.members.values())
+        return sum(team.live for team in self.teams.values())
+
+    @property
+    def running(self) -> list[int]:
+        """The epochs of running orders."""
+        return list(self._runs)
 
     @property
     def running_agents(self) -> int:
-        """Agents that running requests asked for."""
+        """Agents that running orders asked for."""
         return sum(len(run.indices) for run in self._runs.values())
 
-    @property
-    def running(self) -> list[str]:
-        """The task ids of running requests."""
-        return list(self._runs)
+
+def _outcome(run: _Run) -> TeamOutcome:
+    results = run.assignment.results()
+    return TeamOutcome(
+        tally=Tally(str(result.state) for result in results),
+        last_ack_s=run.assignment.last_ack_s,
+        last_end_s=run.assignment.last_end_s,
+        unclaimed=run.assignment.unclaimed,
+        long_outputs=run.long_outputs,
+        results=results_json(results),
+    )

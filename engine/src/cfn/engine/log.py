@@ -1,20 +1,34 @@
 """The daemons' log: one JSON line on standard output for each notable event, ids as fields."""
 
-import json
 import sys
 import time
-from contextlib import suppress
+
+_ESCAPES = {number: f"\\u{number:04x}" for number in (*range(32), 34, 92)}
 
 
 def log(event: str, **fields: object) -> None:
     """Write one line: the time (UTC, milliseconds), the event's name and its fields.
 
-    A value that JSON lacks is written as text. Never raises: a full disk or a closed pipe below
-    the log must not stop a coordination.
+    What is no number, text or truth value is written as text. Never raises: a full disk or a closed
+    pipe below the log must not stop a coordination.
     """
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
-    line = json.dumps({"time": stamp, "event": event, **fields}, default=str, ensure_ascii=False)
-    with suppress(OSError, ValueError):
-        sys.stdout.write(line + "\n")
+    values: dict[str, object] = {"time": stamp, "event": event, **fields}
+    line = ", ".join(f'"{name}": {_json(value)}' for name, value in values.items())
+    try:
+        sys.stdout.write("{" + line + "}\n")
         sys.stdout.flush()
+    except (OSError, ValueError):
+        return
+
+
+def _json(value: object) -> str:
+    """A scalar as JSON. The `json` module is not imported: see the package."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float) and value == value and abs(value) != float("inf"):  # noqa: PLR0124 - no NaN
+        return repr(value)
+    return '"' + str(value).translate(_ESCAPES) + '"'

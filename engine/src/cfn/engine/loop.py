@@ -1,15 +1,20 @@
 """A readiness loop: descriptors, timers and queued signals, one thread, nothing else."""
 
+from __future__ import annotations
+
 import heapq
 import itertools
 import select
 import time
-from collections.abc import Callable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Handler = Callable[[int], None]
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
-
-Handler = Callable[[int], None]
 
 
 class Timer:
@@ -36,6 +41,7 @@ class Loop:
         self._handlers: dict[int, Handler] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
+        self._sweep_at = 64  # timers, cancelled ones too
 
     def add(self, descriptor: int, events: int, handler: Handler) -> None:
         """Call `handler(ready events)` whenever one of `events` (or an error, or the end) is there."""
@@ -54,16 +60,20 @@ class Loop:
     def at(self, when_s: float, action: Callable[[], None]) -> Timer:
         """Call `action` once, at a time of the monotonic clock (seconds) or soon after."""
         timer = Timer(action)
+        if len(self._timers) >= self._sweep_at:  # a deadline that was met long before it is no timer
+            self._timers = [entry for entry in self._timers if entry[2].action is not None]
+            heapq.heapify(self._timers)
+            self._sweep_at = max(64, 2 * len(self._timers))
         heapq.heappush(self._timers, (when_s, next(self._order), timer))
         return timer
 
     def turn(self, longest_s: float) -> None:
         """Wait for at most `longest_s` seconds, then handle everything that is ready and due."""
-        now = time.monotonic()
         if self._timers:
-            longest_s = min(longest_s, max(0.0, self._timers[0][0] - now))
+            longest_s = min(longest_s, max(0.0, self._timers[0][0] - time.monotonic()))
+        handlers = self._handlers
         for descriptor, events in self._epoll.poll(longest_s, 256):
-            handler = self._handlers.get(descriptor)  # an earlier handler of this turn may have removed it
+            handler = handlers.get(descriptor)  # an earlier handler of this turn may have removed it
             if handler is not None:
                 handler(events)
         now = time.monotonic()

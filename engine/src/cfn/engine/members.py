@@ -1,4 +1,4 @@
-"""Swarms and their agents, how a hub reaches an agent, and who makes agents."""
+"""Teams and their agents, how a hub reaches an agent, and who makes agents."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -14,29 +14,44 @@ class Endpoint(Protocol):
     pid: int
     """The agent's process, 0 if it is not a worker of the spawner."""
 
-    def send(self, parts: Sequence[bytes]) -> bool:
+    def send(self, datagram: bytes) -> bool:
         """Send one datagram without blocking; False when it must be sent again later."""
 
     def close(self) -> None:
         """Forget the agent."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class First:
+    """A task that workers are born with: what all of them share (wire.common), under which epoch, and
+    for each agent its index and slot."""
+
+    epoch: int
+    common: bytes
+    places: dict[str, tuple[int, int]]
+
+
 class Provider(Protocol):
     """Who makes and ends workers."""
 
-    def spawn(self, swarm_id: str, agents: Sequence[str], replaces: Sequence[int]) -> None:
+    def spawn(
+        self, swarm_id: str, shard: int, agents: Sequence[str], replaces: Sequence[int], first: First | None
+    ) -> None:
         """Order processes; they come as `Hub.attach` or as `Hub.spawning_failed`."""
+
+    def fetch(self, swarm_id: str, agents: Sequence[str]) -> None:
+        """Ask for those that live already; they come as `Hub.attach`, the others as `Hub.absent`."""
 
     def kill(self, swarm_id: str, agent: str, pid: int) -> None:
         """SIGKILL a worker."""
 
-    def end(self, swarm_id: str) -> None:
-        """Let go of a swarm."""
+    def end(self, swarm_id: str, agents: Sequence[str]) -> None:
+        """Let go of a swarm's agents."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Member:
-    """One agent of a swarm."""
+    """One agent of a team."""
 
     agent: str
     endpoint: Endpoint | None = None
@@ -47,10 +62,18 @@ class Member:
 
 
 @dataclass(slots=True, kw_only=True)
-class Swarm:
-    """Agents that belong together. A kept swarm replaces its dead; the other lives for one request."""
+class Team:
+    """Agents that live on one hub. A kept swarm's team replaces its dead; the other lives for one
+    request. `shard` is where its workers claim."""
 
     swarm_id: str
+    team: str
+    shard: int
     kept: bool
     members: dict[str, Member]
     ending: bool = False
+
+    @property
+    def live(self) -> int:
+        """Members that can be reached now."""
+        return sum(member.endpoint is not None for member in self.members.values())

@@ -1,9 +1,9 @@
 """Tell systemd how a daemon stands (`sd_notify`), and when the watchdog wants to be fed."""
 
-import os
-import socket
+import posix
 import time
-from contextlib import suppress
+
+import _socket
 
 
 def notify(state: str) -> None:
@@ -12,20 +12,27 @@ def notify(state: str) -> None:
     Does nothing outside of a unit. Never blocks and never raises: a manager that does not listen
     is no reason for a daemon to fail.
     """
-    address = os.environ.get("NOTIFY_SOCKET", "")
+    address = posix.environ.get(b"NOTIFY_SOCKET", b"")
     if not address:
         return
-    if address.startswith("@"):  # an abstract name
-        address = "\0" + address[1:]
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.setblocking(False)
-        sender.sendto(state.encode(), address)
+    if address.startswith(b"@"):  # an abstract name
+        address = b"\0" + address[1:]
+    try:
+        sender = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+        try:
+            sender.setblocking(False)
+            sender.sendto(state.encode(), address)
+        finally:
+            sender.close()
+    except OSError:
+        return
 
 
 def watchdog_interval_s() -> float | None:
     """Seconds between two WATCHDOG=1, half of what the unit allows; None without a watchdog."""
-    allowed_us = os.environ.get("WATCHDOG_USEC", "")
-    if not allowed_us.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+    allowed_us = posix.environ.get(b"WATCHDOG_USEC", b"")
+    own = str(posix.getpid()).encode()
+    if not allowed_us.isdigit() or posix.environ.get(b"WATCHDOG_PID", own) != own:
         return None
     return int(allowed_us) / 2_000_000 or None
 

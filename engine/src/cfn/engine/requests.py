@@ -2,32 +2,31 @@
 
 import base64
 import binascii
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cfn.config import Config
 from cfn.errors import RefusedError, UsageError
-from cfn.ids import agent_ids, check_id
+from cfn.ids import check_id
 
 MAX_BODY_BYTES = 131_072
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coordinate:
-    """A request to coordinate. `swarm_id` is empty for a swarm of its own."""
+    """A request to coordinate. `named` are the agents, if they are named; `swarm_id` is empty for a
+    swarm of its own; `arrived_s` is of the monotonic clock."""
 
     task_id: str
     number: int
     named: tuple[str, ...]
     payload: bytes
+    command: tuple[str, ...]
     deadline_ms: int
     swarm_id: str
-
-    @property
-    def agents(self) -> tuple[str, ...]:
-        """The agents' ids; check `number` against the bounds first."""
-        return self.named or tuple(agent_ids(self.number))
+    arrived_s: float
 
 
 def text_id(value: Mapping[str, Any], field: str, kind: str, default: str | None = None) -> str:
@@ -66,7 +65,7 @@ def body(value: Mapping[str, Any], field: str, limit: int) -> bytes:
     return raw
 
 
-def coordinate(value: Mapping[str, Any], config: Config) -> Coordinate:
+def coordinate(value: Mapping[str, Any], config: Config, arrived_s: float) -> Coordinate:
     """Read a `coordinate` request, except for the stage's bound (a known id is answered anyway).
 
     Raises UsageError, IdError, RefusedError.
@@ -90,6 +89,20 @@ def coordinate(value: Mapping[str, Any], config: Config) -> Coordinate:
         number=number,
         named=named,
         payload=body(value, "payload_b64", config.max_payload_bytes),
+        command=_command(value, config),
         deadline_ms=deadline,
         swarm_id=text_id(value, "swarm_id", "swarm", ""),
+        arrived_s=arrived_s,
     )
+
+
+def _command(value: Mapping[str, Any], config: Config) -> tuple[str, ...]:
+    """What agents run: the deployment's command, or one that the configuration allows by name."""
+    name = value.get("command", "")
+    if name == "":
+        return tuple(shlex.split(config.agent_command))
+    allowed = config.allowed_commands
+    if not isinstance(name, str) or name not in allowed:
+        names = ", ".join(sorted(allowed)) or "none"
+        raise RefusedError(f"command {name!r} is not allowed; allowed: {names} (CFN_AGENT_COMMANDS)")
+    return tuple(shlex.split(allowed[name]))

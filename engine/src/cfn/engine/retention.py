@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cfn.engine.sessions import lives
+from cfn.engine.lean.sessions import lives
 from cfn.paths import Paths
 
 

@@ -2,28 +2,30 @@
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from cfn.engine import control, wire
 from cfn.engine.hub import Hub
+from cfn.engine.lean import control, wire
 from cfn.engine.log import log
 from cfn.engine.loop import READ, WRITE, Loop
+from cfn.engine.members import First
 from cfn.errors import DamagedError
 from cfn.paths import Paths
 
-_RETRY_S = 0.05
+_RETRY_S = 0.02
 _MISSED_S = 0.2
 
 
 class WorkerSocket:
-    """A worker, reached by the hub's side of its socket (hub.Endpoint). Owns the descriptor."""
+    """A worker, reached by the hub's side of its socket (members.Endpoint). Owns the descriptor."""
+
+    __slots__ = ("_hub", "_loop", "agent", "pid", "socket", "swarm_id")
 
     def __init__(self, loop: Loop, hub: Hub, swarm_id: str, agent: str, pid: int, descriptor: int) -> None:
         self.pid = pid
         self.swarm_id = swarm_id
         self.agent = agent
-        self.socket = socket.socket(fileno=descriptor)
-        self.socket.setblocking(False)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, descriptor)
         self._loop = loop
         self._hub = hub
 
@@ -31,10 +33,10 @@ class WorkerSocket:
         """Begin to read."""
         self._loop.add(self.socket.fileno(), READ, self._ready)
 
-    def send(self, parts: Sequence[bytes]) -> bool:
+    def send(self, datagram: bytes) -> bool:
         """False when the worker does not take it now; its end shows when it is read."""
         try:
-            self.socket.sendmsg(parts, (), socket.MSG_NOSIGNAL)
+            self.socket.send(datagram, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         except OSError:
             return False
         return True
@@ -45,34 +47,45 @@ class WorkerSocket:
             self._loop.remove(self.socket.fileno())
             self.socket.close()
 
-    def _ready(self, _events: int) -> None:
-        while self.socket.fileno() >= 0:
-            try:
-                raw = self.socket.recv(wire.MAX_DATAGRAM_BYTES)
-            except BlockingIOError:
-                return
-            except ConnectionResetError:
-                continue  # answers sent before the reset are still queued
-            except OSError:
-                raw = b""
-            if not raw:
-                self._hub.lost(self.swarm_id, self.agent, self)
-                return
+    def _ready(self, events: int) -> None:
+        # One datagram at a time: epoll tells again what is left, and most often nothing is.
+        try:
+            raw = self.socket.recv(wire.MAX_DATAGRAM_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            return  # answers sent before the reset are still queued
+        except OSError:
+            raw = b""
+        if raw:
             self._hub.received(self.swarm_id, self.agent, raw)
+        else:
+            self._hub.lost(self.swarm_id, self.agent, self)
 
 
 class SpawnerLink:
-    """Keeps a connection to the spawner and is the hub's Provider. Call `start` once."""
+    """Keeps a connection to the spawner and is the hub's Provider. Call `start` once. `rate` tells how
+    many forks a second are allowed, 0 for any number."""
 
-    def __init__(self, loop: Loop, paths: Paths, generation: int) -> None:
+    def __init__(self, loop: Loop, paths: Paths, generation: int, rate: Callable[[], int]) -> None:
         self._loop = loop
         self._path = str(paths.spawner_socket)
         self._generation = generation
+        self._rate = rate
         self._channel: control.Channel | None = None
         self._ready = False
-        self._wanted: dict[tuple[str, str], int] = {}  # ordered and not yet come: the process replaced
-        self.hub: Hub | None = None
+        # Ordered and not yet come: the shard, and the process replaced.
+        self._wanted: dict[tuple[str, str], tuple[int, int]] = {}
+        self._hub: Hub | None = None
+        self._born: dict[tuple[str, str], int] = {}  # agents ordered with a task: its epoch
         self.pid = 0
+
+    @property
+    def hub(self) -> Hub:
+        """The hub that this link provides for."""
+        if self._hub is None:
+            raise RuntimeError("not started")
+        return self._hub
 
     @property
     def up(self) -> bool:
@@ -81,26 +94,63 @@ class SpawnerLink:
 
     def start(self, hub: Hub) -> None:
         """Connect now if it can be, and again whenever the connection is lost."""
-        self.hub = hub
+        self._hub = hub
         self._connect()
 
-    # hub.Provider
+    def renew(self, generation: int) -> None:
+        """There is another conductor: say so."""
+        self._generation = generation
+        self._send(control.message("hello", generation, self._rate()))
 
-    def spawn(self, swarm_id: str, agents: Sequence[str], replaces: Sequence[int]) -> None:
-        """Order processes; without a spawner they are ordered when there is one."""
+    # members.Provider
+
+    def spawn(
+        self, swarm_id: str, shard: int, agents: Sequence[str], replaces: Sequence[int], first: First | None
+    ) -> None:
+        """Order processes; without a spawner they are ordered when there is one, without a first task."""
         for agent, replaced in zip(agents, replaces, strict=True):
-            self._wanted[swarm_id, agent] = replaced
-        if self._ready:
-            self._order(swarm_id, agents, replaces)
+            self._wanted[swarm_id, agent] = (shard, replaced)
+        if not self._ready:
+            return
+        for start in range(0, len(agents), control.BATCH):
+            part = range(start, min(start + control.BATCH, len(agents)))
+            items = []
+            for position in part:
+                agent = agents[position]
+                index, slot = first.places[agent] if first is not None else (0, 0)
+                items.append((agent, replaces[position], index, slot))
+                if first is not None:
+                    self._born[swarm_id, agent] = first.epoch
+            tail = b"" if first is None else first.common
+            self._send(control.message("spawn", swarm_id, shard, control.rows(items), tail=tail))
+
+    def fetch(self, swarm_id: str, agents: Sequence[str]) -> None:
+        """Ask for the sockets of workers that live. Without a spawner nobody can tell: what is asked
+        for is ordered when there is one."""
+        if not self._ready:
+            self._loop.at(time.monotonic() + _RETRY_S, lambda: self.fetch(swarm_id, agents))
+            return
+        for start in range(0, len(agents), control.BATCH):
+            items = [(agent,) for agent in agents[start : start + control.BATCH]]
+            self._send(control.message("fetch", swarm_id, control.rows(items)))
 
     def kill(self, swarm_id: str, agent: str, pid: int) -> None:
         """SIGKILL a worker, if the spawner is there to do it."""
-        self._send(control.Kill(swarm_id=swarm_id, agent=agent, pid=pid))
+        self._send(control.message("kill", swarm_id, agent, pid))
 
-    def end(self, swarm_id: str) -> None:
-        """Let go of a swarm."""
-        self._wanted = {key: pid for key, pid in self._wanted.items() if key[0] != swarm_id}
-        self._send(control.End(swarm_id=swarm_id))
+    def end(self, swarm_id: str, agents: Sequence[str]) -> None:
+        """Let go of workers."""
+        for agent in agents:
+            self._wanted.pop((swarm_id, agent), None)
+            self._born.pop((swarm_id, agent), None)
+        for start in range(0, len(agents), control.BATCH):
+            items = [(agent,) for agent in agents[start : start + control.BATCH]]
+            self._send(control.message("end", swarm_id, control.rows(items)))
+
+    def retain(self, swarms: Iterable[str]) -> None:
+        """Have the spawner let go of all workers of other swarms."""
+        listed = control.rows([(swarm_id,) for swarm_id in swarms])
+        self._send(control.message("retain", time.monotonic_ns(), listed))
 
     # The connection
 
@@ -115,38 +165,26 @@ class SpawnerLink:
             return
         self._channel = control.Channel(connection)
         self._loop.add(connection.fileno(), READ, self._readable)
-        self._send(control.Hello(generation=self._generation))
+        self._send(control.message("hello", self._generation, self._rate()))
         self._adopt()
 
     def _adopt(self) -> None:
         """Hand over the sockets that this hub has: the spawner may be a new one."""
-        assert self.hub is not None  # noqa: S101 - `start` sets it
-        for swarm in self.hub.swarms.values():
-            sockets = [m.endpoint for m in swarm.members.values() if isinstance(m.endpoint, WorkerSocket)]
+        for team in self.hub.teams.values():
+            sockets = [m.endpoint for m in team.members.values() if isinstance(m.endpoint, WorkerSocket)]
             for start in range(0, len(sockets), control.BATCH):
                 part = sockets[start : start + control.BATCH]
-                self._send(
-                    control.Adopt(
-                        swarm_id=swarm.swarm_id, agents=[w.agent for w in part], pids=[w.pid for w in part]
-                    ),
-                    [w.socket.fileno() for w in part],
-                )
+                listed = control.rows([(worker.agent, worker.pid) for worker in part])
+                message = control.message("adopt", team.swarm_id, listed)
+                self._send(message, [worker.socket.fileno() for worker in part])
 
-    def _order(self, swarm_id: str, agents: Sequence[str], replaces: Sequence[int]) -> None:
-        for start in range(0, len(agents), control.BATCH):
-            end = start + control.BATCH
-            self._send(
-                control.Spawn(
-                    swarm_id=swarm_id, agents=list(agents[start:end]), replaces=list(replaces[start:end])
-                )
-            )
-
-    def _send(self, message: control.Message, descriptors: Sequence[int] = ()) -> None:
+    def _send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         if self._channel is None:
             return
         try:
             self._channel.send(message, descriptors)
-            self._watch()
+            if self._channel.pending:
+                self._watch()
         except OSError as error:
             self._lost(str(error))
 
@@ -176,55 +214,57 @@ class SpawnerLink:
         self._channel.close()
         self._channel = None
         self._ready = False
+        self._born.clear()  # what it had not forked yet it never will
         self._loop.at(time.monotonic() + _RETRY_S, self._connect)
 
-    def _received(self, message: control.Message, descriptors: Sequence[int]) -> None:
-        assert self.hub is not None  # noqa: S101 - `start` sets it
-        match message:
-            case control.Workers():
-                self._workers(message, descriptors)
-            case control.Failed():
-                for agent in message.agents:
-                    self._wanted.pop((message.swarm_id, agent), None)
-                self.hub.spawning_failed(message.swarm_id, message.agents, message.reason)
-            case control.Welcome():
-                self._welcomed(message.pid)
-            case control.Exited():
-                if message.status not in (0, -9):
-                    log(
-                        "worker failed", swarm_id=message.swarm_id, agent=message.agent, status=message.status
-                    )
-            case _:
-                raise DamagedError(f"{type(message).__name__} is not a spawner's to say")
+    def _received(self, raw: bytes, descriptors: Sequence[int]) -> None:
+        word = raw.partition(b"\0")[0]
+        if word == b"workers":
+            self._workers(raw, descriptors)
+        elif word == b"absent":
+            _, swarm_id, names = control.fields_of(raw, 3)
+            self.hub.absent(swarm_id, [agent for (agent,) in control.items_of(names, 1)])
+        elif word == b"failed":
+            _, swarm_id, reason, names = control.fields_of(raw, 4)
+            agents = [agent for (agent,) in control.items_of(names, 1)]
+            for agent in agents:
+                self._wanted.pop((swarm_id, agent), None)
+                self._born.pop((swarm_id, agent), None)
+            self.hub.spawning_failed(swarm_id, agents, reason)
+        elif word == b"welcome":
+            self._welcomed(control.number(control.fields_of(raw, 2)[1]))
+        elif word == b"exited":
+            _, swarm_id, agent, _, status = control.fields_of(raw, 5)
+            if status not in ("0", "-9"):
+                log("worker failed", swarm_id=swarm_id, agent=agent, status=int(status))
+        else:
+            raise DamagedError(f"{word[:20]!r} is not a spawner's to say")
 
-    def _workers(self, message: control.Workers, descriptors: Sequence[int]) -> None:
-        assert self.hub is not None  # noqa: S101 - `start` sets it
-        for agent, pid, descriptor in zip(message.agents, message.pids, descriptors, strict=False):
-            self._wanted.pop((message.swarm_id, agent), None)
-            worker = WorkerSocket(self._loop, self.hub, message.swarm_id, agent, pid, descriptor)
+    def _workers(self, raw: bytes, descriptors: Sequence[int]) -> None:
+        _, swarm_id, items = control.fields_of(raw, 3)
+        listed = control.items_of(items, 3)
+        known = True
+        for (agent, pid, forked), descriptor in zip(listed, descriptors, strict=False):
+            self._wanted.pop((swarm_id, agent), None)
+            born_with = self._born.pop((swarm_id, agent), 0) if forked == "1" else 0
+            worker = WorkerSocket(self._loop, self.hub, swarm_id, agent, int(pid), descriptor)
             worker.watch()
-            if not self.hub.attach(message.swarm_id, agent, worker):
+            if not self.hub.attach(swarm_id, agent, worker, born_with):
                 worker.close()
-        missed = list(message.agents[len(descriptors) :])
+                known = known and self.hub.knows(swarm_id, agent)
+        missed = [agent for agent, _, _ in listed[len(descriptors) :]]
         if missed:  # this process may open no more files: the kernel dropped the rest
-            log("workers' sockets missed", swarm_id=message.swarm_id, agents=len(missed))
-            for agent in missed:
-                self._wanted[message.swarm_id, agent] = 0
-            self.hub.later(_MISSED_S, lambda: self._order_wanted(message.swarm_id, missed))
-        if message.swarm_id not in self.hub.swarms:
-            self._send(control.End(swarm_id=message.swarm_id))
-
-    def _order_wanted(self, swarm_id: str, agents: Sequence[str]) -> None:
-        wanted = [agent for agent in agents if (swarm_id, agent) in self._wanted]
-        if self._ready and wanted:
-            self._order(swarm_id, wanted, [self._wanted[swarm_id, agent] for agent in wanted])
+            log("workers' sockets missed", swarm_id=swarm_id, agents=len(missed))
+            self._loop.at(time.monotonic() + _MISSED_S, lambda: self.fetch(swarm_id, missed))
+        if not known:
+            self.end(swarm_id, [agent for agent, _, _ in listed if not self.hub.knows(swarm_id, agent)])
 
     def _welcomed(self, pid: int) -> None:
         log("spawner connected", spawner_pid=pid)
         self._ready = True
         self.pid = pid
-        by_swarm: dict[str, list[tuple[str, int]]] = {}
-        for (swarm_id, agent), replaced in self._wanted.items():
-            by_swarm.setdefault(swarm_id, []).append((agent, replaced))
-        for swarm_id, orders in by_swarm.items():
-            self._order(swarm_id, [agent for agent, _ in orders], [pid for _, pid in orders])
+        orders: dict[tuple[str, int], list[tuple[str, int]]] = {}
+        for (swarm_id, agent), (shard, replaced) in self._wanted.items():
+            orders.setdefault((swarm_id, shard), []).append((agent, replaced))
+        for (swarm_id, shard), wanted in orders.items():
+            self.spawn(swarm_id, shard, [agent for agent, _ in wanted], [pid for _, pid in wanted], None)

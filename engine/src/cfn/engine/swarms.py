@@ -1,74 +1,89 @@
-"""The conductor's kept swarms: made by `init`, ended by `shutdown`, with inboxes and guests.
+"""The conductor's kept swarms: made by `init`, ended by `shutdown`, with guests.
 
-A swarm is one file in tmpfs, so that a restarted conductor knows it; its workers come back from the
-spawner.
+A swarm is one file in tmpfs, so that a restarted conductor knows it; its workers live on meanwhile, and
+are found by the hosts of its teams.
 """
 
-import base64
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from dataclasses import asdict, dataclass, replace as changed
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from cfn.engine.broadcasts import Broadcast
+from cfn.engine import placement
 from cfn.engine.clients import Client
 from cfn.engine.external import ExternalAgent
+from cfn.engine.files import replace
+from cfn.engine.fleet import Fleet
+from cfn.engine.hosts import READY_S, STOP_S
 from cfn.engine.hub import Hub
-from cfn.engine.inbox import Inboxes, Message
 from cfn.engine.log import log
-from cfn.engine.members import Swarm
-from cfn.engine.store import replace
+from cfn.engine.loop import Loop
+from cfn.engine.request_log import TeamPlan
+from cfn.engine.requests import Coordinate
 from cfn.errors import RefusedError, UsageError
-from cfn.ids import agent_ids
 
 MAX_SWARMS = 8
-READY_S = 10.0  # for all workers of an `init` to be there
-ACKNOWLEDGE_S = 5.0  # for all agents to acknowledge a broadcast
-STOP_S = 3.5  # for a shut-down swarm's agents to end; longer than the grace of what they run
+_RETRY_S = 0.05
+_SPARE_S = 1.5  # beyond what a host takes at most, before it is not waited for any more
 
+T = TypeVar("T")
 Ready = Callable[[str, int, str], None]
 Ended = Callable[[int, int], None]
 
 
-class Swarms:
-    """All kept swarms; the newest is the current one, which is meant when none is named."""
+@dataclass(slots=True, kw_only=True)
+class KeptSwarm:
+    """A swarm that outlives its requests. `hybrid`: the teams' coordinators are agents too."""
 
-    def __init__(self, folder: Path, hub: Hub, generation: int) -> None:
-        self._folder = folder / "swarms"
-        self._inbox_folder = folder / "inboxes"
-        self._hub = hub
-        self._generation = generation
-        self._made = 0
-        self._inboxes: dict[str, Inboxes] = {}
-        self._guests: dict[Client, ExternalAgent] = {}
-        self._folder.mkdir(mode=0o750, exist_ok=True)
-        for file in sorted(self._folder.glob("*.json"), key=lambda f: f.stat().st_mtime_ns):
-            value = json.loads(file.read_text())
-            swarm = hub.add_swarm(
-                str(value["swarm_id"]), [str(agent) for agent in value["agents"]], kept=True
-            )
-            self._inboxes[swarm.swarm_id] = Inboxes(self._inbox_folder / swarm.swarm_id)
+    swarm_id: str
+    teams: tuple[TeamPlan, ...]
+    hybrid: bool
+    ending: bool = False
 
     @property
-    def all(self) -> list[Swarm]:
-        """The kept swarms that are not ending, oldest first."""
-        return [swarm for swarm in self._hub.swarms.values() if swarm.kept and not swarm.ending]
+    def agents(self) -> int:
+        """Agents that it was made with, coordinators too."""
+        return sum(team.size + self.hybrid for team in self.teams)
 
-    def named(self, swarm_id: str) -> Swarm:
+
+class Swarms:
+    """All kept swarms; the newest is the current one, which is meant when none is named. `moved` is
+    called when a team has gone to another host."""
+
+    def __init__(
+        self, folder: Path, loop: Loop, fleet: Fleet, hub: Hub, generation: int, moved: Callable[[str, str], None]
+    ) -> None:
+        self._folder = folder / "swarms"
+        self._loop = loop
+        self._fleet = fleet
+        self._hub = hub
+        self._generation = generation
+        self._moved = moved
+        self._made = 0
+        self._guests: dict[Client, ExternalAgent] = {}
+        self._swarms: dict[str, KeptSwarm] = {}
+        self._folder.mkdir(mode=0o750, exist_ok=True)
+        for file in sorted(self._folder.glob("*.json"), key=lambda f: f.stat().st_mtime_ns):
+            swarm = _read(json.loads(file.read_text()))
+            self._swarms[swarm.swarm_id] = swarm
+
+    @property
+    def all(self) -> list[KeptSwarm]:
+        """The kept swarms that are not ending, oldest first."""
+        return [swarm for swarm in self._swarms.values() if not swarm.ending]
+
+    def has(self, swarm_id: str) -> bool:
+        """Whether there is a kept swarm of this name, ending or not."""
+        return swarm_id in self._swarms
+
+    def named(self, swarm_id: str) -> KeptSwarm:
         """A swarm, the current one for an empty name. Raises RefusedError."""
         found = [swarm for swarm in self.all if swarm_id in ("", swarm.swarm_id)]
         if not found:
             raise RefusedError(f"no swarm {swarm_id}".rstrip() + "; message-bus.sh init N makes one")
         return found[-1]
-
-    def restore(self) -> None:
-        """Replace what a crash took from the kept swarms. Call when the spawner has had time to
-        hand out what it still holds."""
-        for swarm in self.all:
-            self._hub.spawn_missing(swarm)
 
     def initialise(self, agents: int, swarm_id: str, ready: Ready) -> None:
         """Make a swarm. `ready` is told its id, the live agents and a reason if some are missing."""
@@ -77,80 +92,158 @@ class Swarms:
         if not swarm_id:
             self._made += 1
             swarm_id = f"swarm-{self._generation}-{self._made}"
-        if swarm_id in self._hub.swarms or swarm_id.startswith("task:"):
+        if swarm_id in self._swarms or swarm_id.startswith("task:"):
             raise RefusedError(f"swarm {swarm_id} exists already, or its name is reserved")
-        ids = agent_ids(agents)
-        replace(self._folder / f"{swarm_id}.json", json.dumps({"swarm_id": swarm_id, "agents": ids}))
-        self._inboxes[swarm_id] = Inboxes(self._inbox_folder / swarm_id)
-        swarm = self._hub.add_swarm(swarm_id, ids, kept=True)
-        self._hub.spawn_missing(swarm)
-        log("swarm made", swarm_id=swarm_id, agents=agents)
-        self._await_ready(swarm, ready, time.monotonic() + READY_S)
+        coordinators = self._fleet.coordinators_for(agents)
+        swarm = KeptSwarm(
+            swarm_id=swarm_id,
+            teams=tuple(placement.numbered(agents, coordinators)),
+            hybrid=coordinators > 0,
+        )
+        value = {"swarm_id": swarm_id, "hybrid": swarm.hybrid, "teams": [asdict(team) for team in swarm.teams]}
+        replace(self._folder / f"{swarm_id}.json", json.dumps(value))
+        self._swarms[swarm_id] = swarm
+        log("swarm made", swarm_id=swarm_id, agents=agents, teams=len(swarm.teams))
 
-    def _await_ready(self, swarm: Swarm, ready: Ready, limit_s: float) -> None:
-        live = sum(member.endpoint is not None for member in swarm.members.values())
-        late = time.monotonic() >= limit_s
-        if live == len(swarm.members) or late or swarm.ending:
-            reason = f"{len(swarm.members) - live} agents are not there after {READY_S:.0f} s" if late else ""
-            ready(swarm.swarm_id, live, reason)
+        def gathered(live: dict[str, int]) -> None:
+            alive = sum(live.values()) + swarm.hybrid * len(live)
+            missing = swarm.agents - alive
+            reason = f"{missing} agents are not there after {READY_S:.0f} s" if missing else ""
+            ready(swarm_id, alive, reason)
+
+        gather = _Gather(self._loop, [team.team for team in swarm.teams], READY_S + _SPARE_S, gathered)
+        for team in swarm.teams:
+            self._open(swarm, team, gather.heard(team.team))
+
+    def _open(self, swarm: KeptSwarm, team: TeamPlan, ready: Callable[[int], None]) -> None:
+        """Have a team on its host, as soon as there is one."""
+        if swarm.ending:
+            return
+        host = self._fleet.host_of(swarm.swarm_id, team.team, team.shard)
+        if host is None:
+            self._loop.at(time.monotonic() + _RETRY_S, lambda: self._open(swarm, team, ready))
         else:
-            self._hub.later(0.005, lambda: self._await_ready(swarm, ready, limit_s))
+            host.open_team(swarm.swarm_id, team.team, team.shard, team.agents, ready)
 
-    def broadcast(self, swarm: Swarm, kind: str, body: bytes, done: Callable[[int, int], None]) -> None:
-        """Send to all; `done` is told how many were sent and how many acknowledged."""
+    # Hosts
 
-        def finished(broadcast: Broadcast) -> None:
-            done(broadcast.sent, broadcast.delivered)
+    def restore(self) -> None:
+        """Open the teams again that a crash of the conductor left, wherever they are."""
+        for swarm in self.all:
+            for team in swarm.teams:
+                self._open(swarm, team, _nobody)
 
-        self._hub.broadcasts.send(swarm, _label(kind, body), body, limit_s=ACKNOWLEDGE_S, done=finished)
+    def host_lost(self, number: int) -> None:
+        """Open the teams of a lost coordinator elsewhere; its workers live on."""
+        for swarm in self.all:
+            for team in swarm.teams:
+                if self._fleet.placed(swarm.swarm_id, team.team) is None:
+                    self._open(swarm, team, _nobody)
 
-    def status(self, swarm: Swarm) -> list[dict[str, Any]]:
-        """Each agent's standing."""
-        inboxes = self._inboxes[swarm.swarm_id]
+    def balance(self) -> None:
+        """Bring teams to where they belong: home if that coordinator takes teams, elsewhere if not."""
+        for swarm in self.all:
+            for team in swarm.teams:
+                at = self._fleet.placed(swarm.swarm_id, team.team)
+                if team.shard and at is not None and (at != team.shard or at not in self._fleet.healthy):
+                    target = self._fleet.choose(team.shard)
+                    if target is not None and target != at and (target == team.shard or at not in self._fleet.healthy):
+                        self._move(swarm, team, target)
+
+    def _move(self, swarm: KeptSwarm, team: TeamPlan, target: int) -> None:
+        def moved() -> None:
+            self._open(swarm, team, _nobody)
+            self._moved(swarm.swarm_id, team.team)
+            log("team moved", swarm_id=swarm.swarm_id, team=team.team, coordinator=target)
+
+        self._fleet.move(swarm.swarm_id, team.team, target, moved)
+
+    # Requests
+
+    def plan(self, asked: Coordinate) -> tuple[list[TeamPlan], bool]:
+        """The teams of a request on a kept swarm, and whether their coordinators count as agents.
+        Raises RefusedError for a swarm or agents that are not there."""
+        swarm = self._swarms.get(asked.swarm_id)
+        if swarm is None or swarm.ending:
+            raise RefusedError(f"swarm {asked.swarm_id} does not exist; init makes one")
+        if asked.named:
+            return self._plan_named(swarm, asked.named), False
+        hybrid = swarm.hybrid and asked.number > len(swarm.teams)
+        workers = asked.number - hybrid * len(swarm.teams)
+        plans = []
+        for team in swarm.teams:
+            count = max(0, min(team.count, workers - (team.first - 1)))
+            if count or hybrid:
+                plans.append(changed(team, count=count))
+        if sum(plan.size for plan in plans) != workers:
+            raise RefusedError(f"swarm {swarm.swarm_id} has {swarm.agents} agents, not {asked.number}")
+        return plans, hybrid
+
+    def _plan_named(self, swarm: KeptSwarm, agents: Sequence[str]) -> list[TeamPlan]:
+        homes = {agent: team for team in swarm.teams for agent in team.agents}
+        guests = self._hub.teams.get((swarm.swarm_id, placement.GUESTS))
+        parts: dict[tuple[str, int], list[str]] = {}
+        for agent in agents:
+            team = homes.get(agent)
+            if team is not None:
+                parts.setdefault((team.team, team.shard), []).append(agent)
+            elif guests is not None and agent in guests.members:
+                parts.setdefault((placement.GUESTS, 0), []).append(agent)
+            else:
+                raise RefusedError(f"swarm {swarm.swarm_id} has {swarm.agents} agents and none named {agent}")
         return [
-            {
-                "agent": member.agent,
-                "state": "up" if member.endpoint is not None else "down",
-                "pid": member.endpoint.pid if member.endpoint is not None else 0,
-                "inbox": inboxes.count(member.agent),
-                "acknowledged": [f"{kind}:ack" for kind in member.acknowledged],
-            }
-            for member in swarm.members.values()
+            TeamPlan(team=name, shard=shard, base=0, named=tuple(part)) for (name, shard), part in parts.items()
         ]
 
-    # Messages between agents
+    def broadcast(self, swarm: KeptSwarm, kind: str, body: bytes, done: Callable[[int, int], None]) -> None:
+        """Send to all; `done` is told how many were sent and how many acknowledged."""
+        names = self._team_names(swarm)
+        label = _label(kind, body)
 
-    def send(self, swarm: Swarm, *, sender: str, receiver: str, kind: str, payload: bytes, bound: int) -> int:
-        """Store a message; its number. Raises UsageError for a stranger, RefusedError over the bound."""
-        for agent in (sender, receiver):
-            self._member(swarm, agent)
-        encoded = base64.b64encode(payload).decode()
-        return self._inboxes[swarm.swarm_id].put(receiver, sender, kind, encoded, bound)
+        def gathered(heard: dict[str, tuple[int, int]]) -> None:
+            sent, delivered = (sum(counts) for counts in zip(*heard.values(), strict=True)) if heard else (0, 0)
+            expected = sum(team.size for team in swarm.teams if team.team not in heard)
+            coordinators = swarm.hybrid * len(swarm.teams)
+            reached = swarm.hybrid * sum(team.team in heard for team in swarm.teams)
+            done(sent + expected + coordinators, delivered + reached)
 
-    def inbox(self, swarm: Swarm, agent: str) -> Sequence[Message]:
-        """What waits for an agent."""
-        self._member(swarm, agent)
-        return self._inboxes[swarm.swarm_id].messages(agent)
+        gather = _Gather(self._loop, names, READY_S, gathered)
+        for name in names:
+            host = self._fleet.host_at(swarm.swarm_id, name)
+            if host is not None:
+                heard = gather.heard(name)
+                host.broadcast(swarm.swarm_id, name, label, _pair(heard))
 
-    def drained(self, swarm: Swarm, agent: str, messages: Sequence[Message]) -> None:
-        """They were answered: remove them."""
-        if messages:
-            self._inboxes[swarm.swarm_id].drained(agent)
+    def status(self, swarm: KeptSwarm, told: Callable[[list[dict[str, Any]]], None]) -> None:
+        """Each agent's standing, coordinators first."""
+        names = self._team_names(swarm)
 
-    @property
-    def waiting_messages(self) -> int:
-        """Messages in all inboxes."""
-        return sum(inboxes.count() for inboxes in self._inboxes.values())
+        def gathered(rolls: dict[str, list[dict[str, Any]]]) -> None:
+            rows: list[dict[str, Any]] = []
+            for team in swarm.teams if swarm.hybrid else ():
+                state = "up" if team.team in rolls else "down"
+                agent = placement.coordinator_agent(team.team)
+                rows.append({"agent": agent, "state": state, "pid": 0, "inbox": 0, "acknowledged": []})
+            for name in names:
+                rows += rolls.get(name, [])
+            told(rows)
 
-    def _member(self, swarm: Swarm, agent: str) -> None:
-        if agent not in swarm.members:
-            raise UsageError(f"swarm {swarm.swarm_id} has no agent {agent}")
+        gather = _Gather(self._loop, names, _SPARE_S, gathered)
+        for name in names:
+            host = self._fleet.host_at(swarm.swarm_id, name)
+            if host is not None:
+                host.roll(swarm.swarm_id, name, gather.heard(name))
+
+    def _team_names(self, swarm: KeptSwarm) -> list[str]:
+        guests = [placement.GUESTS] if (swarm.swarm_id, placement.GUESTS) in self._hub.teams else []
+        return [team.team for team in swarm.teams] + guests
 
     # Agents from outside
 
-    def join(self, swarm: Swarm, agent: str, client: Client, *, as_text: bool) -> None:
+    def join(self, swarm: KeptSwarm, agent: str, client: Client, *, as_text: bool) -> None:
         """Take a connection in as an agent. Raises RefusedError when the name is taken."""
-        if agent in swarm.members:
+        guests = self._hub.add_team(swarm.swarm_id, placement.GUESTS, 0, (), kept=True)
+        if self._hub.knows(swarm.swarm_id, agent) or any(agent in team.agents for team in swarm.teams):
             raise RefusedError(f"swarm {swarm.swarm_id} has an agent {agent} already")
         if client in self._guests:
             raise UsageError("this connection is an agent already")
@@ -158,7 +251,7 @@ class Swarms:
         self._guests[client] = guest
         client.on_close.append(lambda: self._left(client))
         guest.joined()
-        self._hub.add_guest(swarm, agent, guest)
+        self._hub.add_guest(guests, agent, guest)
         log("agent joined", swarm_id=swarm.swarm_id, agent=agent)
 
     def said(self, client: Client, value: Mapping[str, Any]) -> None:
@@ -177,32 +270,67 @@ class Swarms:
 
     # The end
 
-    def shutdown(self, swarm: Swarm, now_s: float, ended: Ended) -> None:
+    def shutdown(self, swarm: KeptSwarm, ended: Ended) -> None:
         """End a swarm: its agents stop, what they run is terminated, then killed. `ended` is told the
         number of agents and of messages that nobody took."""
-        agents = len(swarm.members)
-        undrained = self._inboxes[swarm.swarm_id].count()
-        self._hub.stop_swarm(swarm)
-        for task_id in self._hub.running_on(swarm):
-            self._hub.give_up_unclaimed(task_id, "its swarm was shut down")
-        self._await_end(swarm, now_s + STOP_S, lambda: ended(agents, undrained))
+        swarm.ending = True
+        names = self._team_names(swarm)
 
-    def _await_end(self, swarm: Swarm, limit_s: float, ended: Callable[[], None]) -> None:
-        live = any(member.endpoint is not None for member in swarm.members.values())
-        if live and time.monotonic() < limit_s:
-            self._hub.later(0.005, lambda: self._await_end(swarm, limit_s, ended))
-            return
-        inboxes = self._inboxes.pop(swarm.swarm_id, None)
-        if inboxes is None:
-            ended()  # another shutdown was first
-            return
-        log("swarm ended", swarm_id=swarm.swarm_id, agents=len(swarm.members), undrained=inboxes.count())
-        self._hub.kill_swarm(swarm)
-        self._hub.end_swarm(swarm.swarm_id)
-        inboxes.remove()
-        with suppress(FileNotFoundError):
-            os.unlink(self._folder / f"{swarm.swarm_id}.json")  # noqa: PTH108 - one call
-        ended()
+        def gathered(undrained: dict[str, int]) -> None:
+            if self._swarms.pop(swarm.swarm_id, None) is not None:
+                log("swarm ended", swarm_id=swarm.swarm_id, agents=swarm.agents, undrained=sum(undrained.values()))
+                (self._folder / f"{swarm.swarm_id}.json").unlink(missing_ok=True)
+                for name in names:
+                    self._fleet.forget(swarm.swarm_id, name)
+            ended(swarm.agents, sum(undrained.values()))
+
+        gather = _Gather(self._loop, names, STOP_S + _SPARE_S, gathered)
+        for name in names:
+            host = self._fleet.host_at(swarm.swarm_id, name)
+            if host is not None:
+                host.close_team(swarm.swarm_id, name, gather.heard(name))
+
+
+class _Gather(Generic[T]):
+    """Waits for what each host says of its team; `done` is told what came, once, in time or late."""
+
+    def __init__(self, loop: Loop, names: Sequence[str], limit_s: float, done: Callable[[dict[str, T]], None]) -> None:
+        self._missing = set(names)
+        self._heard: dict[str, T] = {}
+        self._done: Callable[[dict[str, T]], None] | None = done
+        self._timer = loop.at(time.monotonic() + limit_s, self._finish)
+        if not names:
+            self._finish()
+
+    def heard(self, name: str) -> Callable[[T], None]:
+        """What to call with this team's word."""
+
+        def note(value: T) -> None:
+            self._heard[name] = value
+            self._missing.discard(name)
+            if not self._missing:
+                self._finish()
+
+        return note
+
+    def _finish(self) -> None:
+        done, self._done = self._done, None
+        self._timer.cancel()
+        if done is not None:
+            done(self._heard)
+
+
+def _pair(heard: Callable[[tuple[int, int]], None]) -> Callable[[int, int], None]:
+    return lambda sent, delivered: heard((sent, delivered))
+
+
+def _nobody(_live: int) -> None:
+    """Nobody waits for this team."""
+
+
+def _read(value: Mapping[str, Any]) -> KeptSwarm:
+    teams = tuple(TeamPlan(**{**team, "named": tuple(team["named"])}) for team in value["teams"])
+    return KeptSwarm(swarm_id=str(value["swarm_id"]), hybrid=bool(value["hybrid"]), teams=teams)
 
 
 def _label(kind: str, body: bytes) -> str:

@@ -1,10 +1,10 @@
 """What a client can ask the conductor, one function for each verb, and how answers read as text."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from cfn.coordination import AgentState, Coordination
 from cfn.engine import requests
 from cfn.engine.clients import Client
 from cfn.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOT_DELIVERED, UsageError
@@ -15,33 +15,35 @@ if TYPE_CHECKING:
 Value = Mapping[str, Any]
 
 
-def as_text(outcome: Coordination) -> str:
+def as_text(outcome: Mapping[str, Any]) -> str:
     """A coordination as `message-bus.sh coordinate` prints it; other programs parse this line."""
-    agents = outcome.agents - outcome.count(AgentState.UNDELIVERED, AgentState.WAITING)
+    agents = outcome["agents"] * outcome["delivery_rate_pct"] / 100
     return (
-        f"delivery_rate={outcome.delivery_rate_pct:.1f} agents_coordinated={agents} "
-        f"coordination_time_ms={outcome.coordination_time_ms:.1f}"
+        f"delivery_rate={outcome['delivery_rate_pct']:.1f} agents_coordinated={agents:.0f} "
+        f"coordination_time_ms={outcome['coordination_time_ms']:.1f}"
     )
 
 
-def exit_code(outcome: Coordination) -> int:
+def exit_code(outcome: Mapping[str, Any]) -> int:
     """0 when every agent claimed the task, 4 otherwise."""
-    undelivered = outcome.count(AgentState.UNDELIVERED, AgentState.WAITING)
-    return EXIT_NOT_DELIVERED if undelivered else EXIT_DONE
+    return EXIT_DONE if outcome["delivery_rate_pct"] == 100.0 else EXIT_NOT_DELIVERED
 
 
-def _finish(client: Client, value: Value, outcome: Coordination) -> None:
-    text = as_text(outcome) if value.get("format") == "text" else None
-    client.finish(outcome.as_json(), text=text, exit_code=exit_code(outcome))
+def _finish(client: Client, value: Value, outcome: bytes) -> None:
+    if value.get("format") == "text":
+        read = json.loads(outcome)
+        client.finish(read, text=as_text(read), exit_code=exit_code(read))
+    else:
+        client.finish_raw(outcome)
 
 
 def coordinate(conductor: "Conductor", client: Client, value: Value) -> None:
     """Run a coordination, or join a known one."""
     conductor.accepting()
-    asked = requests.coordinate(value, conductor.config)
-    answers: list[Coordination] = []
+    asked = requests.coordinate(value, conductor.config, time.monotonic())
+    answers: list[bytes] = []
 
-    def told(outcome: Coordination) -> None:
+    def told(outcome: bytes) -> None:
         answers.append(outcome)
         if said:
             _finish(client, value, outcome)
@@ -60,20 +62,18 @@ def coordinate(conductor: "Conductor", client: Client, value: Value) -> None:
 def result(conductor: "Conductor", client: Client, value: Value) -> None:
     """A request's states as of now."""
     task_id = requests.text_id(value, "task_id", "task")
-    _known(client, value, task_id, conductor.coordinations.now(task_id))
+    if not conductor.coordinations.now(task_id, lambda outcome: _finish(client, value, outcome)):
+        _unknown(client, value, task_id)
 
 
 def revoke(conductor: "Conductor", client: Client, value: Value) -> None:
     """Let nothing more of a request start, and tell what had started."""
     task_id = requests.text_id(value, "task_id", "task")
     if not conductor.coordinations.revoke(task_id, lambda outcome: _finish(client, value, outcome)):
-        _known(client, value, task_id, None)
+        _unknown(client, value, task_id)
 
 
-def _known(client: Client, value: Value, task_id: str, outcome: Coordination | None) -> None:
-    if outcome is not None:
-        _finish(client, value, outcome)
-        return
+def _unknown(client: Client, value: Value, task_id: str) -> None:
     error = f"task {task_id} is not known here"
     text = error if value.get("format") == "text" else None
     client.finish(
@@ -120,14 +120,17 @@ def broadcast(conductor: "Conductor", client: Client, value: Value) -> None:
 def status(conductor: "Conductor", client: Client, value: Value) -> None:
     """One line for each agent of a swarm."""
     swarm = conductor.swarms.named(requests.text_id(value, "swarm_id", "swarm", ""))
-    agents = conductor.swarms.status(swarm)
-    text = None
-    if value.get("format") == "text":
-        text = "\n".join(
-            " ".join([row["agent"], row["state"], f"inbox={row['inbox']}", *row["acknowledged"]])
-            for row in agents
-        )
-    client.finish({"swarm_id": swarm.swarm_id, "agents": agents}, text=text)
+
+    def told(agents: list[dict[str, Any]]) -> None:
+        text = None
+        if value.get("format") == "text":
+            text = "\n".join(
+                " ".join([row["agent"], row["state"], f"inbox={row['inbox']}", *row["acknowledged"]])
+                for row in agents
+            )
+        client.finish({"swarm_id": swarm.swarm_id, "agents": agents}, text=text)
+
+    conductor.swarms.status(swarm, told)
 
 
 def send(conductor: "Conductor", client: Client, value: Value) -> None:
@@ -169,7 +172,7 @@ def shutdown(conductor: "Conductor", client: Client, value: Value) -> None:
         text = f"swarm_id={swarm.swarm_id} agents={agents} undrained={undrained}"
         client.finish(answer, text=text if value.get("format") == "text" else None)
 
-    conductor.swarms.shutdown(swarm, time.monotonic(), ended)
+    conductor.swarms.shutdown(swarm, ended)
 
 
 def join(conductor: "Conductor", client: Client, value: Value) -> None:
@@ -186,9 +189,31 @@ def task(conductor: "Conductor", client: Client, value: Value) -> None:
     conductor.swarms.said(client, value)
 
 
+def failover(conductor: "Conductor", client: Client, value: Value) -> None:
+    """Take a coordinator's teams away: `how` is dead (end it), drain (for maintenance) or resume."""
+    how, number = value.get("how", "dead"), requests.count(value, "coordinator")
+    hands = {"dead": conductor.fleet.fail_over, "drain": conductor.fleet.drain, "resume": conductor.fleet.resume}
+    hand = hands.get(how) if isinstance(how, str) else None
+    if hand is None:
+        raise UsageError(f"how: {how!r} is refused; dead, drain or resume are allowed")
+    before = time.monotonic()
+    hand(number)
+    conductor.swarms.balance()
+
+    def told() -> None:
+        taken_ms = (time.monotonic() - before) * 1000
+        left = [row for row in conductor.fleet.health() if row["id"] == number]
+        answer = {"coordinator": number, "how": how, "time_ms": round(taken_ms, 3), "state": left[0]["state"]}
+        text = f"coordinator={number} how={how} state={left[0]['state']} time_ms={taken_ms:.1f}"
+        client.finish(answer, text=text if value.get("format") == "text" else None)
+
+    conductor.fleet.when_settled(told)
+
+
 VERBS: Mapping[str, Callable[["Conductor", Client, Value], None]] = {
     "broadcast": broadcast,
     "coordinate": coordinate,
+    "failover": failover,
     "health": health,
     "init": initialise,
     "join": join,

@@ -1,26 +1,29 @@
 """Find and kill what a dead worker left behind: every worker leads a session of its own, and what
 it ran stays in that session unless it made another one itself."""
 
-import os
-import signal
-from collections.abc import Collection
-from contextlib import suppress
-from pathlib import Path
+from __future__ import annotations
+
+import posix
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+_SIGKILL = 9
 
 
-def members(sessions: Collection[int], proc: Path = Path("/proc")) -> list[int]:
+def members(sessions: Collection[int], proc: str = "/proc") -> list[int]:
     """The live processes in these sessions, the leaders themselves left out. Reads all of /proc."""
     found = []
-    for entry in proc.iterdir():
-        if not entry.name.isdigit() or int(entry.name) in sessions:
+    for name in posix.listdir(proc):
+        if not name.isdigit() or int(name) in sessions:
             continue
         try:
-            text = (entry / "stat").read_text()
+            state, session = parse(_stat(proc, name))
         except OSError:
             continue
-        state, session = parse(text)
         if session in sessions and state != "Z":
-            found.append(int(entry.name))
+            found.append(int(name))
     return found
 
 
@@ -31,10 +34,10 @@ def parse(stat: str) -> tuple[str, int]:
     return state, int(session)
 
 
-def lives(pid: int, proc: Path = Path("/proc")) -> bool:
+def lives(pid: int, proc: str = "/proc") -> bool:
     """Whether a process is there and has not ended (a zombie has)."""
     try:
-        return parse((proc / str(pid) / "stat").read_text())[0] != "Z"
+        return parse(_stat(proc, str(pid)))[0] != "Z"
     except OSError:
         return False
 
@@ -43,6 +46,16 @@ def kill(sessions: Collection[int]) -> int:
     """SIGKILL the members of these sessions; how many there were."""
     leftovers = members(sessions)
     for pid in leftovers:
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+        try:
+            posix.kill(pid, _SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
     return len(leftovers)
+
+
+def _stat(proc: str, name: str) -> str:
+    descriptor = posix.open(f"{proc}/{name}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        return posix.read(descriptor, 4_096).decode(errors="replace")
+    finally:
+        posix.close(descriptor)

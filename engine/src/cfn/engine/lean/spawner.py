@@ -1,0 +1,449 @@
+"""The spawner: a small, warm process that forks workers and outlives their hubs.
+
+It keeps a duplicate of the hub's side of every worker's socket, so that a worker survives its hub,
+and hands it to a hub that comes (back). It reaps, reports bad ends, kills on order, and kills what a
+worker that died badly left running. It never talks to a worker.
+"""
+
+from __future__ import annotations
+
+import gc
+import posix
+import sys
+import time
+
+import _signal  # type: ignore[import-not-found]  # typeshed has no stub; `signal` would import enum
+import _socket
+from cfn.engine.lean import control, sessions, wire
+from cfn.engine.log import log
+from cfn.engine.loop import READ, WRITE, Loop
+from cfn.engine.notify import Watchdog, notify
+from cfn.engine.lean.worker import Worker
+from cfn.errors import DamagedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    First = tuple[int, int, bytes, wire.Task, bytes]
+
+_HAND_OUT = 20  # workers in one datagram while forking, and forks between two looks at everything else
+_END_GRACE_S = 0.5  # for a worker whose swarm has ended, before SIGKILL
+_SWEEP_DELAY_S = 0.02  # gathers deaths, since a sweep reads all of /proc
+_BURST_S = 0.05  # of the allowed rate may be forked at once
+_WORKER_HUB, _WORKER_ARENA = 0, 1  # a command's own standard input and output replace them
+_OF_THE_UNIT = (b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"WATCHDOG_PID", b"LISTEN_FDS", b"LISTEN_PID")
+
+
+class _Held:
+    """A worker and the duplicate of its hub's socket. `pidfd` is -1 for an own child."""
+
+    __slots__ = ("agent", "descriptor", "pid", "pidfd", "since_ns", "swarm_id")
+
+    def __init__(
+        self, swarm_id: str, agent: str, pid: int, descriptor: int, pidfd: int, since_ns: int
+    ) -> None:
+        self.swarm_id = swarm_id
+        self.agent = agent
+        self.pid = pid
+        self.descriptor = descriptor
+        self.pidfd = pidfd
+        self.since_ns = since_ns
+
+
+class _Order:
+    """One agent of a `spawn`: `first` is the task that its worker begins with."""
+
+    __slots__ = ("agent", "arena", "first", "hub", "index", "replaced", "slot", "swarm_id")
+
+    def __init__(
+        self, hub: int, swarm_id: str, arena: int, first: First | None, item: Sequence[str]
+    ) -> None:
+        self.hub = hub
+        self.swarm_id = swarm_id
+        self.arena = arena
+        self.first = first
+        self.agent = item[0]
+        self.replaced = control.number(item[1])
+        self.index = control.number(item[2])
+        self.slot = control.number(item[3])
+
+
+class Spawner:
+    """The process's one object. `run` returns on SIGTERM; workers live on while a hub holds them.
+    `listener` is a listening SEQPACKET socket, `arenas` the folder of the claims files."""
+
+    def __init__(self, listener: _socket.socket, arenas: str) -> None:
+        self._listener = listener
+        self._arenas_folder = arenas
+        self._arenas: dict[int, int] = {}  # shard: descriptor
+        self._loop = Loop()
+        self._held: dict[tuple[str, str], _Held] = {}
+        self._alive: dict[int, _Held] = {}  # by process id: children not reaped, adopted ones not seen to end
+        self._hubs: dict[int, control.Channel] = {}
+        self._todo: list[_Order] = []  # reversed: the next one is the last
+        self._generation = 0
+        self._rate = 0  # forks per second, 0 for no limit
+        self._may_fork_at_s = 0.0
+        self._dead: set[int] = set()  # sessions to be swept
+        self._stopping = False
+        listener.setblocking(False)
+        self._loop.add(listener.fileno(), READ, self._accept)
+        self._wake_read, self._wake_write = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
+        self._loop.add(self._wake_read, READ, self._signalled)
+
+    def run(self) -> None:
+        """Serve until SIGTERM. Forks happen here and only here, with nothing else on the stack."""
+        _signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)
+        _signal.signal(_signal.SIGTERM, self._terminated)
+        _signal.signal(_signal.SIGINT, self._terminated)
+        watchdog = Watchdog()
+        notify("READY=1")
+        log("spawner started", pid=posix.getpid())
+        unit = {name: posix.environ.pop(name) for name in _OF_THE_UNIT if name in posix.environ}
+        gc.collect()
+        gc.disable()  # a collection in a child would touch, and so copy, every page of this heap
+        gc.freeze()
+        while not self._stopping:
+            pause_s = self._fork_some()
+            self._loop.turn(min(watchdog.longest_wait_s, pause_s))
+            watchdog.feed()
+        posix.environ.update(unit)
+        notify("STOPPING=1")
+        log("spawner stopped", workers=len(self._held))
+
+    def _terminated(self, *_: object) -> None:
+        self._stopping = True
+
+    # Hubs
+
+    def _accept(self, _events: int) -> None:
+        try:
+            descriptor, _ = self._listener._accept()  # type: ignore[attr-defined]  # typeshed lacks it
+        except OSError:  # nobody waits any more, or no descriptor is free for now
+            return
+        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
+        try:
+            control.own_peer(connection)
+        except DamagedError as error:
+            log("hub refused", reason=str(error))
+            connection.close()
+            return
+        self._hubs[descriptor] = control.Channel(connection)
+        self._loop.add(descriptor, READ, lambda events: self._hub_ready(descriptor, events))
+
+    def _hub_ready(self, descriptor: int, events: int) -> None:
+        hub = self._hubs[descriptor]
+        try:
+            if events & WRITE:
+                hub.flush()
+            if events & ~WRITE:
+                while (received := hub.receive()) is not None:
+                    self._ordered(descriptor, *received)
+            self._watch(hub)
+        except (OSError, EOFError, DamagedError) as error:
+            self._drop(descriptor, str(error))
+
+    def _drop(self, descriptor: int, reason: str) -> None:
+        hub = self._hubs.pop(descriptor, None)
+        if hub is not None:
+            if reason:
+                log("hub dropped", reason=reason)
+            self._loop.remove(descriptor)
+            hub.close()
+            self._todo = [order for order in self._todo if order.hub != descriptor]
+
+    def _watch(self, hub: control.Channel) -> None:
+        self._loop.change(hub.socket.fileno(), READ | WRITE if hub.pending else READ)
+
+    def _tell(self, descriptor: int, message: bytes, descriptors: Sequence[int] = ()) -> None:
+        hub = self._hubs.get(descriptor)
+        if hub is None:
+            return
+        try:
+            hub.send(message, descriptors)
+            if hub.pending:
+                self._watch(hub)
+        except OSError as error:
+            self._drop(descriptor, str(error))
+
+    def _ordered(self, hub: int, raw: bytes, descriptors: Sequence[int]) -> None:
+        word = raw.partition(b"\0")[0]
+        try:
+            if word == b"spawn":
+                self._spawn(hub, raw)
+            elif word == b"adopt":
+                self._adopt(raw, descriptors)
+                descriptors = ()  # they are kept
+            elif word == b"fetch":
+                self._fetch(hub, raw)
+            elif word == b"kill":
+                self._kill(raw)
+            elif word == b"end":
+                self._end(raw)
+            elif word == b"retain":
+                self._retain(raw)
+            elif word == b"hello":
+                self._welcome(hub, raw)
+            else:
+                raise DamagedError(f"{word[:20]!r} is not a hub's to say")
+        finally:
+            for descriptor in descriptors:
+                posix.close(descriptor)
+
+    def _welcome(self, hub: int, raw: bytes) -> None:
+        _, generation, rate = control.fields_of(raw, 3)
+        if control.number(generation) < self._generation:
+            raise DamagedError(f"generation {generation} was replaced by {self._generation}")
+        self._generation = control.number(generation)
+        self._rate = control.number(rate)
+        self._tell(hub, control.message("welcome", posix.getpid()))
+
+    def _fetch(self, hub: int, raw: bytes) -> None:
+        _, swarm_id, names = control.fields_of(raw, 3)
+        found, absent = [], []
+        for (agent,) in control.items_of(names, 1):
+            held = self._held.get((swarm_id, agent))
+            if held is None:
+                absent.append((agent,))
+            else:
+                found.append(held)
+        self._hand_out(hub, found)
+        if absent:
+            self._tell(hub, control.message("absent", swarm_id, control.rows(absent)))
+
+    def _hand_out(self, hub: int, workers: Sequence[_Held], forked: Collection[int] = ()) -> None:
+        for start in range(0, len(workers), control.BATCH):
+            part = workers[start : start + control.BATCH]
+            listed = control.rows([(held.agent, held.pid, int(held.pid in forked)) for held in part])
+            message = control.message("workers", part[0].swarm_id, listed)
+            self._tell(hub, message, [held.descriptor for held in part])
+
+    # Workers
+
+    def _spawn(self, hub: int, raw: bytes) -> None:
+        listing, _, task = raw.partition(b"\0\0")
+        _, swarm_id, shard, listed = control.fields_of(listing, 4)
+        first = wire.read_common(task) if task else None
+        items = control.items_of(listed, 4)
+        try:
+            arena = self._arena(control.number(shard))
+        except OSError as error:
+            self._failed(hub, swarm_id, [item[0] for item in items], error)
+            return
+        orders = [_Order(hub, swarm_id, arena, first, item) for item in items]
+        orders.reverse()
+        self._todo[:0] = orders
+
+    def _arena(self, shard: int) -> int:
+        """The descriptor of a shard's claims file, opened again if another file has taken its place."""
+        path = f"{self._arenas_folder}/{shard}"
+        descriptor = self._arenas.get(shard, -1)
+        if descriptor >= 0:
+            try:
+                if posix.stat(path).st_ino == posix.fstat(descriptor).st_ino:
+                    return descriptor
+            except FileNotFoundError:
+                log("claims file is gone, another one begins", path=path)
+            posix.close(self._arenas.pop(shard))
+        flags = posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC
+        self._arenas[shard] = posix.open(path, flags, 0o640)
+        return self._arenas[shard]
+
+    def _fork_some(self) -> float:
+        """Fork a few of those that are ordered; seconds until more may be."""
+        if not self._todo:
+            return 1.0
+        now_s = time.monotonic()
+        if now_s < self._may_fork_at_s:
+            return self._may_fork_at_s - now_s
+        ready: list[_Held] = []
+        hub, swarm_id = self._todo[-1].hub, self._todo[-1].swarm_id
+        forked: set[int] = set()
+        while self._todo and len(forked) < _HAND_OUT:
+            order = self._todo[-1]
+            if order.hub != hub or order.swarm_id != swarm_id:
+                break
+            held = self._held.get((swarm_id, order.agent))
+            if held is not None and held.pid == order.replaced:
+                self._signal(held)  # the hub saw its end: make it true
+                self._forget(held)
+                held = None
+            if held is None:
+                try:
+                    held = self._fork(order)
+                except OSError as error:
+                    rest = [o for o in self._todo if (o.hub, o.swarm_id) == (hub, swarm_id)]
+                    self._todo = [o for o in self._todo if (o.hub, o.swarm_id) != (hub, swarm_id)]
+                    self._failed(hub, swarm_id, [o.agent for o in reversed(rest)], error)
+                    break
+                forked.add(held.pid)
+            self._todo.pop()
+            ready.append(held)
+        self._hand_out(hub, ready, forked)
+        if self._rate and forked:
+            since_s = max(self._may_fork_at_s, now_s - _BURST_S)
+            self._may_fork_at_s = since_s + len(forked) / self._rate
+        return 0.0
+
+    def _failed(self, hub: int, swarm_id: str, agents: Sequence[str], error: OSError) -> None:
+        reason = f"no process could be started: {error.strerror}"
+        log("fork failed", swarm_id=swarm_id, agents=len(agents), reason=str(error))
+        for start in range(0, len(agents), control.BATCH):
+            listed = control.rows([(agent,) for agent in agents[start : start + control.BATCH]])
+            self._tell(hub, control.message("failed", swarm_id, reason, listed))
+
+    def _fork(self, order: _Order) -> _Held:
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        descriptor, worker_end = ours.detach(), theirs.detach()  # plain numbers: no finalizer in a child
+        try:
+            pid = posix.fork()
+        except OSError:
+            posix.close(descriptor)
+            posix.close(worker_end)
+            raise
+        if pid == 0:
+            _become_worker(order, worker_end)
+        posix.close(worker_end)
+        posix.set_blocking(descriptor, False)
+        held = _Held(order.swarm_id, order.agent, pid, descriptor, -1, time.monotonic_ns())
+        self._held[order.swarm_id, order.agent] = held
+        self._alive[pid] = held
+        return held
+
+    def _adopt(self, raw: bytes, descriptors: Sequence[int]) -> None:
+        _, swarm_id, items = control.fields_of(raw, 3)
+        for (agent, process), descriptor in zip(control.items_of(items, 2), descriptors):  # noqa: B905
+            pid = control.number(process)
+            key = (swarm_id, agent)
+            try:
+                pidfd = -1 if key in self._held else posix.pidfd_open(pid)
+            except OSError:
+                pidfd = -1
+            if pidfd < 0:  # known already, or dead: its hub will see the end of its socket
+                posix.close(descriptor)
+                continue
+            held = _Held(swarm_id, agent, pid, descriptor, pidfd, time.monotonic_ns())
+            self._held[key] = held
+            self._alive[pid] = held
+            self._loop.add(pidfd, READ, self._end_of(held))
+
+    def _end_of(self, held: _Held) -> Callable[[int], None]:
+        return lambda _events: self._gone(held, 0)
+
+    def _kill(self, raw: bytes) -> None:
+        _, swarm_id, agent, pid = control.fields_of(raw, 4)
+        held = self._held.get((swarm_id, agent))
+        if held is not None and held.pid == control.number(pid):
+            self._signal(held)
+
+    def _signal(self, held: _Held) -> None:
+        if self._alive.get(held.pid) is not held:
+            return  # its number may be another process's by now
+        try:
+            if held.pidfd >= 0:
+                _signal.pidfd_send_signal(held.pidfd, _signal.SIGKILL)
+            else:
+                posix.kill(held.pid, _signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    def _end(self, raw: bytes) -> None:
+        _, swarm_id, names = control.fields_of(raw, 3)
+        keys = {(swarm_id, agent) for (agent,) in control.items_of(names, 1)}
+        ending = [self._held[key] for key in keys if key in self._held]
+        self._todo = [order for order in self._todo if (order.swarm_id, order.agent) not in keys]
+        self._let_go(ending)
+
+    def _retain(self, raw: bytes) -> None:
+        """The conductor's word on which swarms there are: a hub that died may have left others. Workers
+        younger than that word are not meant."""
+        _, at_ns, names = control.fields_of(raw, 3)
+        known = {swarm_id for (swarm_id,) in control.items_of(names, 1)}
+        before_ns = control.number(at_ns)
+        self._let_go([h for h in self._held.values() if h.swarm_id not in known and h.since_ns < before_ns])
+
+    def _let_go(self, ending: Sequence[_Held]) -> None:
+        for held in ending:
+            self._forget(held)
+        if ending:
+            self._loop.at(time.monotonic() + _END_GRACE_S, lambda: self._end_now(ending))
+
+    def _end_now(self, ending: Sequence[_Held]) -> None:
+        for held in ending:
+            self._signal(held)
+
+    def _forget(self, held: _Held) -> None:
+        """Drop the duplicate of the socket: without a hub's own, the worker ends by itself."""
+        if self._held.get((held.swarm_id, held.agent)) is held:
+            del self._held[held.swarm_id, held.agent]
+            posix.close(held.descriptor)
+
+    # Deaths
+
+    def _signalled(self, _events: int) -> None:
+        try:
+            posix.read(self._wake_read, 4_096)
+        except BlockingIOError:
+            pass
+        while True:
+            try:
+                pid, status = posix.waitpid(-1, posix.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            held = self._alive.get(pid)
+            if held is not None:
+                self._gone(held, posix.waitstatus_to_exitcode(status))
+
+    def _gone(self, held: _Held, status: int) -> None:
+        del self._alive[held.pid]
+        self._forget(held)
+        if held.pidfd >= 0:
+            self._loop.remove(held.pidfd)
+            posix.close(held.pidfd)
+        if status != 0 or held.pidfd >= 0:
+            message = control.message("exited", held.swarm_id, held.agent, held.pid, status)
+            for hub in list(self._hubs):
+                self._tell(hub, message)
+            if not self._dead:
+                self._loop.at(time.monotonic() + _SWEEP_DELAY_S, self._sweep)
+            self._dead.add(held.pid)
+
+    def _sweep(self) -> None:
+        leftovers = sessions.kill(self._dead)
+        if leftovers:
+            log("leftovers of dead workers killed", workers=len(self._dead), processes=leftovers)
+        self._dead.clear()
+
+
+def _become_worker(order: _Order, worker_end: int) -> None:
+    """The child's side of the fork; never returns. Closes every descriptor that is not its own."""
+    code = 1
+    try:
+        posix.setsid()
+        posix.dup2(worker_end, _WORKER_HUB, inheritable=False)
+        posix.dup2(order.arena, _WORKER_ARENA, inheritable=False)
+        posix.closerange(3, 1 << 30)
+        _signal.set_wakeup_fd(-1)
+        for number in (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGINT):
+            _signal.signal(number, _signal.SIG_DFL)
+        hub = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, _WORKER_HUB)
+        first = None
+        if order.first is not None:
+            epoch, key, ticket, task, payload = order.first
+            first = wire.Assignment(order.index, order.slot, epoch, key, ticket, task, payload)
+        Worker(order.agent, hub, _WORKER_ARENA).run(first)
+        code = 0
+    except BaseException as error:
+        posix.write(2, f"worker {order.agent}: {error!r}\n".encode())
+    finally:
+        posix._exit(code)
+
+
+def main(listener: str, arenas: str) -> None:
+    """What `cfn spawner` becomes: `listener` is the number of an inherited descriptor."""
+    sys.stdin.close()
+    Spawner(_socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, int(listener)), arenas).run()

@@ -1,0 +1,192 @@
+"""A worker: the process of one agent, forked by the spawner.
+
+It waits on one socket to its hub, claims each task in tmpfs, runs it, stores the end and tells the
+hub: CLAIMED, acknowledge, run, ENDED, answer. It lives as long as anybody holds the other end of
+its socket, and finishes what it runs before it goes.
+"""
+
+from __future__ import annotations
+
+import posix
+import select
+import time
+
+from cfn.engine.lean import claim, records, wire
+from cfn.engine.lean.agent_process import AgentProcess, failure
+from cfn.errors import DamagedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+
+_MAX_WAITING = 64  # assignments that wait while another one runs; a hub sends them again
+
+
+class Worker:
+    """The loop of one agent. `hub` is a connected SEQPACKET socket, closed by the process's end;
+    `arena` the descriptor of the claims file of its team."""
+
+    def __init__(self, agent: str, hub: socket, arena: int) -> None:
+        self._agent = agent
+        self._hub = hub
+        self._arena = arena
+        self._generation = 0
+        self._orphaned = False  # no hub holds the other end any more
+        self._stopping = False
+        self._running: wire.Assignment | None = None  # its slot is locked meanwhile
+        self._process: AgentProcess | None = None
+        self._waiting: list[wire.Assignment] = []
+
+    def run(self, first: wire.Assignment | None) -> None:
+        """Serve until the hubs are gone or say STOP, and nothing runs any more."""
+        if first is not None:
+            self._generation = first.epoch >> 32
+            self._assigned(first)
+        while not (self._orphaned or self._stopping) or self._running is not None:
+            if self._process is not None:
+                self._wait(self._process)
+                self._advance(self._process)
+            elif self._waiting and not self._stopping:
+                self._assigned(self._waiting.pop(0))
+            else:
+                self._receive()  # blocks: an idle worker has nothing else to wait for
+
+    def _wait(self, process: AgentProcess) -> None:
+        poller = select.poll()
+        for descriptor, events in process.descriptors().items():
+            poller.register(descriptor, events)
+        hub = self._hub.fileno()
+        if not self._orphaned:
+            poller.register(hub, select.POLLIN)
+        timeout_s = max(0.0, process.next_s - time.monotonic())
+        for descriptor, _ in poller.poll(timeout_s * 1000 + 1):
+            if descriptor == hub:
+                self._receive()
+
+    def _receive(self) -> None:
+        try:
+            raw = self._hub.recv(wire.MAX_DATAGRAM_BYTES)
+        except ConnectionResetError:
+            return  # what the hub had sent before it went is still to be read
+        if not raw:
+            self._orphaned = True
+            return
+        kind = raw[0]
+        if kind == wire.ASSIGN:
+            try:
+                self._ordered(wire.read_assignment(raw))
+            except DamagedError:
+                return
+        elif kind == wire.MESSAGE:
+            self._say(wire.answer(wire.RECEIVED, 0, wire.message_number(raw)))
+        elif kind == wire.STOP:
+            self._stopping = True
+            if self._process is not None:
+                self._process.stop(time.monotonic())
+
+    def _ordered(self, order: wire.Assignment) -> None:
+        generation = order.epoch >> 32
+        if generation < self._generation:
+            return  # an order of a hub that has been replaced
+        self._generation = generation
+        running = self._running
+        if running is None and not self._waiting:
+            self._assigned(order)
+        elif running is not None and running.key == order.key:
+            running.epoch = order.epoch
+            self._answer(wire.CLAIMED, order)
+        elif len(self._waiting) < _MAX_WAITING:
+            self._waiting.append(order)
+
+    def _assigned(self, order: wire.Assignment) -> None:
+        task = order.task
+        if task.slow_ms:
+            time.sleep(task.slow_ms / 1000)
+        if not task.command and len(order.payload) <= records.INLINE_BYTES:  # the built-in agent: an echo
+            output = order.payload[: task.max_output_bytes]
+            taken = claim.take_and_end(self._arena, order.slot, order.key, order.ticket, output)
+            if taken == claim.TAKEN:
+                self._answer(wire.RESULT, order, output=output)
+                return
+        else:
+            taken = claim.take(self._arena, order.slot, order.key, order.ticket)
+            if taken == claim.TAKEN:
+                self._answer(wire.CLAIMED, order)
+                self._start(order)
+                return
+        self._refuse(order, taken)
+
+    def _refuse(self, order: wire.Assignment, taken: int) -> None:
+        """Somebody else has decided about the slot: tell what is stored, or let the hub look at it."""
+        ended = None
+        if taken == claim.EARLIER:
+            ended = claim.stored_end(self._arena, order.slot, order.key, order.task.outputs, order.index)
+        if ended is None:
+            self._answer(wire.REFUSED, order)
+        else:
+            self._answer(wire.RESULT, order, *ended)
+
+    def _start(self, order: wire.Assignment) -> None:
+        task = order.task
+        if not task.command:
+            self._ended(order, records.NONE, 0, order.payload[: task.max_output_bytes])
+            return
+        try:
+            self._process = AgentProcess(
+                task.command,
+                self._environment(task),
+                order.payload,
+                timeout_ms=task.timeout_ms,
+                max_output_bytes=task.max_output_bytes,
+                now_s=time.monotonic(),
+            )
+        except OSError as error:
+            self._ended(order, *failure(error), b"")
+            return
+        self._running = order
+
+    def _environment(self, task: wire.Task) -> dict[bytes, bytes]:
+        return {
+            **posix.environ,
+            b"CFN_TASK_ID": task.task_id.encode(),
+            b"CFN_AGENT_ID": self._agent.encode(),
+            b"CFN_SWARM_ID": task.swarm_id.encode(),
+            b"CFN_TEAM": task.team.encode(),
+            b"CFN_BUS": task.bus.encode(),
+            b"CFN_WORKER_PID": str(posix.getpid()).encode(),  # by which cleanup knows what a dead worker left
+        }
+
+    def _advance(self, process: AgentProcess) -> None:
+        ended = process.advance(time.monotonic())
+        order = self._running
+        if ended is not None and order is not None:
+            self._running = self._process = None
+            self._ended(order, *ended)
+
+    def _ended(self, order: wire.Assignment, reason: int, exit_code: int, output: bytes) -> None:
+        claim.end(
+            self._arena,
+            order.slot,
+            order.key,
+            order.task.outputs,
+            order.index,
+            reason=reason,
+            exit_code=exit_code,
+            output=output,
+        )
+        self._answer(wire.RESULT, order, reason, exit_code, output)
+
+    def _answer(
+        self, kind: int, order: wire.Assignment, reason: int = 0, exit_code: int = 0, output: bytes = b""
+    ) -> None:
+        self._say(
+            wire.answer(kind, order.index, order.epoch, reason=reason, exit_code=exit_code, output=output)
+        )
+
+    def _say(self, datagram: bytes) -> None:
+        """Blocks while the hub does not read: a worker has nothing better to do. Without a hub it
+        is silent; the journal has what matters."""
+        try:
+            self._hub.send(datagram)
+        except OSError:
+            self._orphaned = True
