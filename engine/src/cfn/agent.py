@@ -18,6 +18,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from cfn.engine.messages import datagram
 from cfn.errors import CfnError, NotRunningError, RefusedError, UsageError
@@ -112,8 +113,10 @@ class Bus:
     def __exit__(self, kind: object, value: object, trace: object) -> None:
         if kind is None:
             self.close()
-        else:  # the message in hand was not done with: it comes again to this agent's next process
-            self._socket.close()
+            return
+        with suppress(CfnError):  # the message in hand was not done with: it comes again
+            self._tell()
+        self._socket.close()
 
     def close(self) -> None:
         """Wait until everything sent is decided, then disconnect. Raises as `flush`."""
@@ -196,10 +199,15 @@ class Bus:
     # Receiving
 
     def receive(self, timeout_s: float | None = None) -> Message | None:
-        """The next message; None when none comes in time. To ask for the next one, or to close, is to be
-        done with this one: until then it comes again to the agent's next process, if this one dies."""
+        """The next message; None when none comes in time.
+
+        To ask for the next one, or to close, is to be done with this one. The hub hears of that every
+        64 messages and whenever none is at hand: if this process is killed, those that it does not
+        know to be done with come again to the agent's next process, under the same numbers.
+        """
         self._finish()
         if not self._incoming:
+            self._tell()
             self._until(lambda: bool(self._incoming), timeout_s)
             if not self._incoming:
                 return None
@@ -396,6 +404,8 @@ class Bus:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
                 path = self._hello(connection, path)
+            except BlockingIOError:
+                pass  # many connect to it right now
             except OSError:
                 path = self._bus_of(0) if path != self._bus_of(0) else self._home
             except CfnError:

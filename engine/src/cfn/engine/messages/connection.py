@@ -27,7 +27,7 @@ MAX_UNDECIDED = 256  # messages of one sender on their way to other hubs
 MAX_UNDECIDED_BYTES = 1 << 20
 MAX_UNSENT = 1_024  # decisions that an agent does not read
 MAX_ROUTES = 1_024  # pairs of receiver and type remembered for a connection
-HELLO_S = 5.0  # to say who it is
+HELLO_S = 2.0  # to say who it is
 
 _LIMIT_BYTES = datagram.MAX_DATAGRAM_BYTES + 1
 
@@ -314,8 +314,8 @@ class Connection:
             header = datagram.Header(raw)
         except ValueError as error:
             return self._malformed(str(error))
-        if len(raw) > datagram.MAX_DATAGRAM_BYTES:
-            return self._malformed("longer than any datagram may be")
+        if header.size != len(raw) or len(raw) > datagram.MAX_DATAGRAM_BYTES:
+            return self._malformed("longer than its header says, or than any may be")
         if self.team is None or self._inbox is None:
             return self._hello(header) if header.kind == datagram.HELLO else self._malformed("no hello")
         if header.kind == datagram.CONSUMED:
@@ -336,13 +336,14 @@ class Connection:
         """Messages that came in one datagram: as if each had come by itself."""
         inside = []
         while start < len(raw):
-            end = start + datagram.HEADER_BYTES
-            if end <= len(raw):
-                end = start + datagram.size(raw, start)
-            if end > len(raw) or raw[start + datagram.CONSTANT_OFFSET] not in datagram.MESSAGES:
+            try:
+                header = datagram.Header(raw, start)
+            except ValueError as error:
+                return self._malformed(str(error))
+            if header.kind not in datagram.MESSAGES:
                 return self._malformed("a batch of something else than messages")
-            inside.append(raw[start:end])
-            start = end
+            inside.append(raw[start : start + header.size])
+            start += header.size
         self._handle(inside, together=True)
         return True
 

@@ -98,9 +98,9 @@ REASON_NAMES = {
 
 
 class Header:
-    """A datagram taken apart. `end` is where the payload begins."""
+    """A datagram taken apart. `end` is where the payload begins, `size` how long all of it is."""
 
-    __slots__ = ("answers", "end", "incarnation", "kind", "number", "receiver", "sender", "type")
+    __slots__ = ("answers", "end", "incarnation", "kind", "number", "receiver", "sender", "size", "type")
 
     def __init__(self, raw: bytes, offset: int = 0) -> None:
         """Raises ValueError for anything that is not the beginning of a whole datagram."""
@@ -116,7 +116,8 @@ class Header:
         start += receiver
         self.type = raw[start : start + type_]
         self.end = start + type_
-        if self.end + payload_bytes > len(raw):
+        self.size = self.end - offset + payload_bytes
+        if offset + self.size > len(raw):
             raise ValueError("shorter than its header says")
 
 

@@ -251,10 +251,7 @@ class Messages:
             "mesh_repeated": self.lanes.repeated,
             "mesh_decided": self.lanes.concluded,
             **self.counters,
-            **{
-                f"refused_{datagram.REASON_NAMES[reason]}": count
-                for reason, count in sorted(self.refused.items())
-            },
+            **refused,
         }
 
     # What the inside asks for
@@ -365,6 +362,8 @@ class Messages:
         if team is None:
             return NOT_NOW, 0
         header = datagram.Header(raw)
+        if header.size != len(raw):
+            raise ValueError("longer than its header says")
         key = sender_key(header.sender, header.incarnation)
         sender = team.sender(key, header.incarnation)
         if sender is None:
@@ -377,7 +376,8 @@ class Messages:
             return self._to_all(team, key, sender, header, raw)
         inbox = team.inbox(header.receiver)
         reason = datagram.NO_AGENT if inbox is None else self.bound_reached(inbox, len(raw))
-        if inbox is not None and reason == datagram.FULL and self.hold_s(inbox, time.monotonic()) > 0:
+        held = reason == datagram.FULL and header.incarnation < HUB_INCARNATION  # callers do not wait
+        if inbox is not None and held and self.hold_s(inbox, time.monotonic()) > 0:
             return NOT_NOW, 0
         if inbox is not None and not reason:
             inbox.count += 1
