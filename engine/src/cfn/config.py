@@ -40,6 +40,10 @@ class Config:
     max_payload_bytes: int = 65_536
     max_output_bytes: int = 65_536
     max_inbox_messages: int = 1_000
+    inbox_wait_ms: int = 1_000
+    max_sender_rate_per_s: int = 50_000
+    max_queued_messages: int = 200_000
+    max_queued_mb: int = 32
     max_spawn_rate: int = 20_000
     retention_s: int = 86_400
     router_port: int = 8470
@@ -140,6 +144,10 @@ KEYS: tuple[Key, ...] = (
     _integer("CFN_MAX_PAYLOAD", "max_payload_bytes", 0, 131_072),
     _integer("CFN_MAX_OUTPUT", "max_output_bytes", 0, 131_072),
     _integer("CFN_MAX_INBOX", "max_inbox_messages", 1, 1_000_000),
+    _integer("CFN_INBOX_WAIT_TIME", "inbox_wait_ms", 0, 60_000),
+    _integer("CFN_MAX_SENDER_RATE", "max_sender_rate_per_s", 1, 10_000_000),
+    _integer("CFN_MAX_QUEUED_MESSAGES", "max_queued_messages", 1, 10_000_000),
+    _integer("CFN_MAX_QUEUED_SIZE", "max_queued_mb", 1, 4_096),
     _integer("CFN_MAX_SPAWN_RATE", "max_spawn_rate", 0, 1_000_000),
     _integer("CFN_RETENTION_TIME", "retention_s", 1, 31_536_000),
     _integer("CFN_ROUTER_PORT", "router_port", 1_024, 65_535),

@@ -49,9 +49,7 @@ class Ended:
 
 def ended(reason: int, exit_code: int, output: bytes) -> Ended:
     """An end as records and datagrams carry it: they have no exit code for what was not started."""
-    return Ended(
-        reason=reason, exit_code=None if reason == records.NOT_STARTED else exit_code, output=output
-    )
+    return Ended(reason=reason, exit_code=None if reason == records.NOT_STARTED else exit_code, output=output)
 
 
 class Standing(Enum):

@@ -14,16 +14,19 @@ from collections.abc import Callable
 from cfn.config import Config, render_env
 from cfn.config_follower import ConfigFollower, write_atomically
 from cfn.engine import verbs
-from cfn.engine.clients import Client, Clients
 from cfn.engine.claims import Arenas
+from cfn.engine.clients import Client, Clients
 from cfn.engine.coordinations import MAX_QUEUED, MAX_RUNNING, Coordinations
+from cfn.engine.directory import SwarmDirectory
 from cfn.engine.files import replace
-from cfn.engine.fleet import Fleet
+from cfn.engine.fleet import Fleet, message_bounds
 from cfn.engine.guard import one_at_a_time, own_folder, serve_at
 from cfn.engine.hosts import LocalHost
 from cfn.engine.hub import Hub
 from cfn.engine.log import log
 from cfn.engine.loop import READ, Loop
+from cfn.engine.messages.mesh import Mesh
+from cfn.engine.messages.office import Messages
 from cfn.engine.notify import Watchdog, notify
 from cfn.engine.spawner_link import SpawnerLink
 from cfn.engine.swarms import Swarms
@@ -53,14 +56,27 @@ class Conductor:
         self._render()
         self._loop = Loop()
         arenas = Arenas(paths.claims, outputs)
-        self._link = SpawnerLink(
-            self._loop, paths, self._generation, lambda: self.config.max_spawn_rate
-        )
+        self._link = SpawnerLink(self._loop, paths, self._generation, lambda: self.config.max_spawn_rate)
         self._hub = Hub(
             self._loop, self._link, arenas, outputs=str(outputs), bus=str(paths.bus_socket(LOCAL_HUB))
         )
+        directory = SwarmDirectory()
+        self.messages = Messages(
+            self._loop,
+            Mesh(self._loop, LOCAL_HUB, self._generation, paths.mesh_socket, self._other_hubs),
+            bus=paths.bus_socket(LOCAL_HUB),
+            folder=paths.shm / "inboxes",
+            bounds=lambda: message_bounds(self.config),
+            directory=directory,
+        )
         self.fleet = Fleet(
-            self._loop, paths, LocalHost(LOCAL_HUB, self._hub), lambda: self.config, self._generation
+            self._loop,
+            paths,
+            LocalHost(LOCAL_HUB, self._hub, self.messages),
+            self.messages,
+            directory,
+            lambda: self.config,
+            self._generation,
         )
         self.swarms = Swarms(paths.shm, self._loop, self.fleet, self._hub, self._generation, self._team_moved)
         self.coordinations = Coordinations(
@@ -130,13 +146,14 @@ class Conductor:
             "swarms": [{"swarm_id": swarm.swarm_id, "agents": swarm.agents} for swarm in self.swarms.all],
             "agents_active": self._hub.live_agents + sum(int(row.get("agents", 0)) for row in coordinators),
             "open_requests": self.coordinations.open,
-            "queue_depths": {"coordinations": self.coordinations.queued},
+            "queue_depths": {"coordinations": self.coordinations.queued, "inboxes": self._queued_messages()},
             "bounds": {"running": MAX_RUNNING, "queued": MAX_QUEUED},
             "stored_bytes": self.coordinations.stored_bytes,
             "config_problem": self._follower.problem,
             "spawner": "up" if self._link.up else "down",
             "spawner_pid": self._link.pid if self._link.up else 0,
             "coordinators": coordinators,
+            "messages": self.messages.report(),
             "counters": {
                 "accepted": counters.accepted,
                 "completed": counters.completed,
@@ -148,6 +165,13 @@ class Conductor:
                 "agents": dict(counters.agents),
             },
         }
+
+    def _queued_messages(self) -> int:
+        reports = [self.messages.report(), *(host.get("messages", {}) for host in self.fleet.health())]
+        return sum(report.get("queued_messages", 0) for report in reports)
+
+    def _other_hubs(self) -> list[int]:
+        return [] if self.config.topology == "flat" else list(range(1, self.config.coordinators + 1))
 
     # fleet.Owner
 
@@ -204,6 +228,7 @@ class Conductor:
         if self._follower.poll():
             log("configuration changed", max_agents=self.config.max_agents, epoch=self.config.epoch)
             self._render()
+            self.fleet.settings_changed()
         if self._follower.problem and self._follower.problem != before:
             log("configuration problem", problem=self._follower.problem)
 
@@ -238,6 +263,7 @@ class Conductor:
         self._until(lambda: not self._clients.unsent, 1.0)
         self._clients.close()
         self.fleet.close()
+        self.messages.close()
         self._paths.conductor_socket.unlink(missing_ok=True)
         agents = self.coordinations.counters.agents
         log(

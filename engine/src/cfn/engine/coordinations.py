@@ -319,6 +319,12 @@ class Coordinations:
         self._open[request.task_id] = open_
         for team in open_.teams:
             self._give(open_, team, fresh=fresh)
+        self._announce(open_)
+
+    def _announce(self, open_: _Open) -> None:
+        """A swarm of a request's own whose agents can send messages: say where they are."""
+        if open_.request.command and not self._swarms.has(open_.swarm_id) and not open_.given_up:
+            self._fleet.announce(open_.swarm_id, open_.request.teams)
 
     def _give(self, open_: _Open, team: TeamState, *, fresh: bool) -> None:
         """Order a team's part from the host that has the team, under a new epoch."""
@@ -382,6 +388,7 @@ class Coordinations:
                 if team.host == number and team.final is None:
                     self._give(open_, team, fresh=False)
                     moved += 1
+            self._announce(open_)
         return moved
 
     def moved(self, swarm_id: str, name: str) -> None:
@@ -501,11 +508,12 @@ class Coordinations:
         if not self._swarms.has(outcome.swarm_id):
             for team in outcome.teams:
                 self._fleet.forget(outcome.swarm_id, team.plan.team)
+            if outcome.request.command:
+                self._fleet.announce(outcome.swarm_id, ())
 
     def _forget_outputs(self, key: int) -> None:
         with suppress(OSError):
             rmtree(Path(output_folder(str(self._outputs), key)))
-
 
 
 def _swarm_of(request: Request) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from cfn.engine import team_calls
 from cfn.engine.claims import Arenas
+from cfn.engine.directory import SwarmDirectory
 from cfn.engine.fleet import BEAT_S
 from cfn.engine.guard import one_at_a_time, own_folder
 from cfn.engine.hosts import LocalHost
@@ -21,6 +22,9 @@ from cfn.engine.hub import Hub
 from cfn.engine.lean.control import Channel
 from cfn.engine.log import log
 from cfn.engine.loop import READ, WRITE, Loop
+from cfn.engine.messages.bounds import MessageBounds
+from cfn.engine.messages.mesh import Mesh
+from cfn.engine.messages.office import Messages
 from cfn.engine.notify import Watchdog, notify
 from cfn.engine.spawner_link import SpawnerLink
 from cfn.engine.teams import TeamOrder, TeamOutcome
@@ -52,7 +56,18 @@ class Coordinator:
             outputs=str(paths.outputs),
             bus=str(paths.bus_socket(number)),
         )
-        self._host = LocalHost(number, self._hub)
+        self._directory = SwarmDirectory()
+        self._bounds = MessageBounds()
+        self._others: list[int] = []
+        self._messages = Messages(
+            self._loop,
+            Mesh(self._loop, number, time.monotonic_ns(), paths.mesh_socket, lambda: self._others),
+            bus=paths.bus_socket(number),
+            folder=paths.shm / "inboxes",
+            bounds=lambda: self._bounds,
+            directory=self._directory,
+        )
+        self._host = LocalHost(number, self._hub, self._messages)
         self._channel: Channel | None = None
         self._generation = 0
         self._stopping = False
@@ -124,19 +139,30 @@ class Coordinator:
             self._lost(str(error) or "it closed the connection")
 
     def _ordered(self, head: dict[str, Any], tail: bytes) -> None:
+        if "settings" in head:
+            self._bounds = MessageBounds(**head["settings"]["bounds"])
+            self._others = [hub for hub in head["settings"]["hubs"] if hub != self._number]
+            self._spawn_rate = int(head["settings"]["spawn_rate"])
+        if "directory" in head:
+            for swarm_id, places in head["directory"].items():
+                self._directory.set_json(swarm_id, places)
+            self._messages.moved()
         if "welcome" in head:
             self._welcomed(head)
-        else:
+        if "do" in head:
             self._calls[head["do"]](head, tail)
 
     def _welcomed(self, head: Head) -> None:
         first = self._generation == 0
         self._generation = int(head["welcome"])
-        self._spawn_rate = int(head["spawn_rate"])
         in_use = set(head["swarms"])
         for team in list(self._hub.teams.values()):
             if team.swarm_id not in in_use:
+                self._messages.close_team(team.swarm_id, team.team, remove=True)
                 self._hub.end_team(team)
+        for swarm_id in self._directory.swarms:
+            if swarm_id not in head["directory"]:
+                self._directory.set(swarm_id, ())
         self._link.renew(self._generation)
         if first:
             self._link.start(self._hub)
@@ -155,6 +181,7 @@ class Coordinator:
             self._hub.drop(epoch)
         for team in list(self._hub.teams.values()):
             if not team.kept:
+                self._messages.close_team(team.swarm_id, team.team, remove=False)
                 self._hub.drop_team(team)
         self._loop.at(time.monotonic() + _RETRY_S, self._connect)
 
@@ -182,6 +209,7 @@ class Coordinator:
                     "agents": self._hub.live_agents + 1,
                     "queue_depth": len(self._hub.running),
                     "spawner": "up" if self._link.up else "down",
+                    "messages": self._messages.report(),
                 }
             }
         )

@@ -8,16 +8,21 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from cfn.config import Config
 from cfn.engine import placement, team_calls
+from cfn.engine.directory import SwarmDirectory, TeamPlace
 from cfn.engine.guard import serve_at
 from cfn.engine.hosts import Host, LocalHost
 from cfn.engine.lean.control import Channel, own_peer
 from cfn.engine.log import log
 from cfn.engine.loop import READ, Loop
+from cfn.engine.messages.bounds import MessageBounds
+from cfn.engine.messages.office import Messages
 from cfn.engine.remote_host import RemoteHost
+from cfn.engine.request_log import TeamPlan
 from cfn.engine.teams import LOCAL_HUB, NO_HOST
 from cfn.errors import DamagedError, RefusedError
 from cfn.paths import Paths
@@ -26,6 +31,18 @@ HANG_S = 3.0  # without a heartbeat: dead for all that it is good for
 BEAT_S = 0.5
 _LOOK_S = 0.25
 _GATHER_S = 1.0  # after the start, for coordinators to come: each may have teams already
+
+
+def message_bounds(config: Config) -> MessageBounds:
+    """The bounds of messages that a configuration sets."""
+    return MessageBounds(
+        max_payload_bytes=config.max_payload_bytes,
+        max_inbox_messages=config.max_inbox_messages,
+        inbox_wait_ms=config.inbox_wait_ms,
+        max_sender_rate_per_s=config.max_sender_rate_per_s,
+        max_queued_messages=config.max_queued_messages,
+        max_queued_bytes=config.max_queued_mb << 20,
+    )
 
 
 class Owner(Protocol):
@@ -44,7 +61,18 @@ class Owner(Protocol):
 class Fleet:
     """All hosts by number; 0 is the conductor's own. `owner` is set once, before coordinators come."""
 
-    def __init__(self, loop: Loop, paths: Paths, local: LocalHost, config: Callable[[], Config], generation: int) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        paths: Paths,
+        local: LocalHost,
+        messages: Messages,
+        directory: SwarmDirectory,
+        config: Callable[[], Config],
+        generation: int,
+    ) -> None:
+        self.directory = directory
+        self.messages = messages
         self._loop = loop
         self._config = config
         self._generation = generation
@@ -190,13 +218,14 @@ class Fleet:
         for key in teams:
             self._placed.setdefault(key, host.number)
         self._given_over.discard(host.number)
-        config = self._config()
         in_use = list(self._owner.swarms_in_use()) if self._owner is not None else []
+        directory = {swarm_id: self._listed(swarm_id) for swarm_id in self.directory.swarms}
         host.tell(
             {
                 "welcome": self._generation,
-                "spawn_rate": config.max_spawn_rate,
+                "settings": self._settings(),
                 "swarms": in_use,
+                "directory": directory,
             }
         )
         log("coordinator connected", coordinator=host.number, pid=host.pid)
@@ -228,6 +257,41 @@ class Fleet:
                 host.kill()
                 host.close(f"it was silent for {HANG_S:.0f} s and was killed")
         self._look_due()
+
+    # What every host knows
+
+    def announce(self, swarm_id: str, teams: Iterable[TeamPlan], guests: Iterable[str] = ()) -> None:
+        """Say where a swarm's teams are, so that its agents' messages find their way; without teams it
+        is over. A team that has no host yet is not listed: what is for it waits."""
+        places = [
+            TeamPlace(team=team.team, hub=hub, first=team.first, count=team.count, named=team.named)
+            for team in teams
+            if (hub := self.placed(swarm_id, team.team)) is not None
+        ]
+        if guests:
+            places.append(TeamPlace(team=placement.GUESTS, hub=LOCAL_HUB, named=tuple(guests)))
+        self.directory.set(swarm_id, places)
+        self.messages.moved()
+        self._tell_all({"directory": {swarm_id: self._listed(swarm_id)}})
+
+    def settings_changed(self) -> None:
+        """The configuration is another one."""
+        self._tell_all({"settings": self._settings()})
+
+    def _listed(self, swarm_id: str) -> list[dict[str, Any]]:
+        return [place.as_json() for place in self.directory.places(swarm_id)]
+
+    def _settings(self) -> dict[str, Any]:
+        config = self._config()
+        return {
+            "spawn_rate": config.max_spawn_rate,
+            "hubs": list(range(config.coordinators + 1)),
+            "bounds": asdict(message_bounds(config)),
+        }
+
+    def _tell_all(self, head: dict[str, Any]) -> None:
+        for host in self._hosts.values():
+            host.tell(head)
 
     # By hand
 
@@ -261,7 +325,9 @@ class Fleet:
     def _check(self, number: int) -> None:
         known = set(self._hosts) | set(range(1, self._config().coordinators + 1))
         if self._config().topology == "flat" or number not in known:
-            raise RefusedError(f"coordinator {number} is unknown here; known: {', '.join(map(str, sorted(known)))}")
+            raise RefusedError(
+                f"coordinator {number} is unknown here; known: {', '.join(map(str, sorted(known)))}"
+            )
 
     # Health
 

@@ -10,13 +10,17 @@ from typing import Any, Protocol
 
 from cfn.engine.broadcasts import Broadcast
 from cfn.engine.hub import Hub
+from cfn.engine.log import log
 from cfn.engine.members import Team
+from cfn.engine.messages.office import Messages
 from cfn.engine.teams import TeamOrder, TeamOutcome
+from cfn.errors import RefusedError
 
 READY_S = 10.0  # for all workers of a kept team to be there
 ACKNOWLEDGE_S = 5.0  # for all agents to acknowledge a broadcast
 STOP_S = 3.5  # for a closed team's agents to end; longer than the grace of what they run
 _LOOK_S = 0.005
+_RETRY_S = 0.05
 
 Told = Callable[[TeamOutcome], None]
 
@@ -70,11 +74,12 @@ class Host(Protocol):
 
 
 class LocalHost:
-    """A hub in this process."""
+    """A hub in this process, and the messages of its agents."""
 
-    def __init__(self, number: int, hub: Hub) -> None:
+    def __init__(self, number: int, hub: Hub, messages: Messages) -> None:
         self.number = number
         self._hub = hub
+        self._messages = messages
 
     @property
     def workers(self) -> int:
@@ -95,10 +100,13 @@ class LocalHost:
         team = self._hub.teams.get((order.swarm_id, order.team))
         if team is None:  # of a kept swarm: `open_team` adds its other agents
             team = self._hub.add_team(order.swarm_id, order.team, order.shard, order.agents, kept=order.kept)
+        if order.command and not order.given_up:  # the built-in agent sends and reads nothing
+            self._open_inboxes(team)
         own = team
 
         def ended(outcome: TeamOutcome) -> None:
             if not own.kept:
+                self._messages.close_team(own.swarm_id, own.team, remove=True)
                 self._hub.end_team(own)
             done(outcome)
 
@@ -139,8 +147,18 @@ class LocalHost:
     ) -> None:
         """As Host."""
         opened = self._hub.add_team(swarm_id, team, shard, agents, kept=True)
+        self._open_inboxes(opened)
         self._hub.spawn_missing(opened)
         self._await_ready(opened, ready, time.monotonic() + READY_S)
+
+    def _open_inboxes(self, team: Team) -> None:
+        """Hold what waits for a team's agents; the hub that had them before may need a moment to be gone."""
+        try:
+            self._messages.open_team(team.swarm_id, team.team, team.members)
+        except (RefusedError, OSError) as error:
+            if self._hub.teams.get((team.swarm_id, team.team)) is team:
+                log("inboxes cannot be opened yet", swarm_id=team.swarm_id, team=team.team, reason=str(error))
+                self._hub.later(_RETRY_S, lambda: self._open_inboxes(team))
 
     def _await_ready(self, team: Team, ready: Callable[[int], None], limit_s: float) -> None:
         if team.live == len(team.members) or time.monotonic() >= limit_s or team.ending:
@@ -155,6 +173,7 @@ class LocalHost:
             for epoch in self._hub.epochs_on(found):
                 self._hub.drop(epoch)
             self._hub.drop_team(found)
+            self._messages.close_team(swarm_id, team, remove=False)
         dropped()
 
     def close_team(self, swarm_id: str, team: str, closed: Callable[[int], None]) -> None:
@@ -174,7 +193,7 @@ class LocalHost:
             return
         self._hub.kill_team(team)
         self._hub.end_team(team)
-        closed(0)
+        closed(self._messages.close_team(team.swarm_id, team.team, remove=True))
 
     def broadcast(self, swarm_id: str, team: str, kind: str, done: Callable[[int, int], None]) -> None:
         """As Host."""
@@ -198,6 +217,7 @@ class LocalHost:
                     "agent": member.agent,
                     "state": "up" if member.endpoint is not None else "down",
                     "pid": member.endpoint.pid if member.endpoint is not None else 0,
+                    "inbox": self._messages.queued(swarm_id, member.agent),
                     "acknowledged": [f"{kind}:ack" for kind in member.acknowledged],
                 }
                 for member in members

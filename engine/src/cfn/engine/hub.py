@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from cfn.coordination import AgentState, Tally
 from cfn.engine.assignment import Assignment, Do, Order
 from cfn.engine.broadcasts import Broadcasts
-from cfn.engine.claims import Arena, Arenas, Ended, Standing, ended
+from cfn.engine.claims import Arena, Arenas, Ended, ended
 from cfn.engine.lean import records, wire
 from cfn.engine.lean.agent_process import GRACE_S
 from cfn.engine.log import log

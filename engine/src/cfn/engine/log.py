@@ -29,6 +29,6 @@ def _json(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int | float) and value == value and abs(value) != float("inf"):  # noqa: PLR0124 - no NaN
+    if isinstance(value, int | float) and value == value and abs(value) != float("inf"):
         return repr(value)
     return '"' + str(value).translate(_ESCAPES) + '"'

@@ -1,9 +1,8 @@
 """Tell systemd how a daemon stands (`sd_notify`), and when the watchdog wants to be fed."""
 
+import _socket
 import posix
 import time
-
-import _socket
 
 
 def notify(state: str) -> None:

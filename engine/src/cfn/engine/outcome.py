@@ -1,8 +1,8 @@
 """A request's outcome as the conductor knows it: its teams' outcomes put together."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-import json
 
 from cfn.coordination import AgentResult, AgentState, Hybrid, Tally, TeamPart, as_head
 from cfn.engine.placement import coordinator_agent

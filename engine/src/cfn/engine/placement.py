@@ -58,4 +58,3 @@ def named(agents: Sequence[str], coordinators: int) -> list[TeamPlan]:
 def least_loaded(load: Mapping[int, int]) -> int:
     """The hub with the fewest workers, the lowest number among equals. Raises ValueError without any."""
     return min(load, key=lambda hub: (load[hub], hub))
-

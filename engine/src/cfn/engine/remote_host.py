@@ -203,9 +203,7 @@ class RemoteHost:
 
     def _watch(self) -> None:
         if self._open:
-            self._loop.change(
-                self._channel.socket.fileno(), READ | WRITE if self._channel.pending else READ
-            )
+            self._loop.change(self._channel.socket.fileno(), READ | WRITE if self._channel.pending else READ)
 
 
 def _outcome_to(told: Told) -> Answered:

@@ -47,7 +47,9 @@ class TeamPlan:
     @property
     def agents(self) -> tuple[str, ...]:
         """The agents' ids."""
-        return self.named or tuple([f"agent-{number}" for number in range(self.first, self.first + self.count)])
+        return self.named or tuple(
+            [f"agent-{number}" for number in range(self.first, self.first + self.count)]
+        )
 
     @property
     def size(self) -> int:
@@ -95,7 +97,9 @@ class _Segment:
 class RequestLog:
     """The journal below `folder`, which must exist. Raises OSError when it cannot be read."""
 
-    def __init__(self, folder: Path, *, max_bytes: int = MAX_BYTES, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self, folder: Path, *, max_bytes: int = MAX_BYTES, segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
         self._segment_bytes = segment_bytes

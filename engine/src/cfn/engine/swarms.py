@@ -7,7 +7,8 @@ are found by the hosts of its teams.
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace as changed
+from dataclasses import asdict, dataclass
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -53,7 +54,13 @@ class Swarms:
     called when a team has gone to another host."""
 
     def __init__(
-        self, folder: Path, loop: Loop, fleet: Fleet, hub: Hub, generation: int, moved: Callable[[str, str], None]
+        self,
+        folder: Path,
+        loop: Loop,
+        fleet: Fleet,
+        hub: Hub,
+        generation: int,
+        moved: Callable[[str, str], None],
     ) -> None:
         self._folder = folder / "swarms"
         self._loop = loop
@@ -100,7 +107,11 @@ class Swarms:
             teams=tuple(placement.numbered(agents, coordinators)),
             hybrid=coordinators > 0,
         )
-        value = {"swarm_id": swarm_id, "hybrid": swarm.hybrid, "teams": [asdict(team) for team in swarm.teams]}
+        value = {
+            "swarm_id": swarm_id,
+            "hybrid": swarm.hybrid,
+            "teams": [asdict(team) for team in swarm.teams],
+        }
         replace(self._folder / f"{swarm_id}.json", json.dumps(value))
         self._swarms[swarm_id] = swarm
         log("swarm made", swarm_id=swarm_id, agents=agents, teams=len(swarm.teams))
@@ -124,6 +135,12 @@ class Swarms:
             self._loop.at(time.monotonic() + _RETRY_S, lambda: self._open(swarm, team, ready))
         else:
             host.open_team(swarm.swarm_id, team.team, team.shard, team.agents, ready)
+            self._announce(swarm)
+
+    def _announce(self, swarm: KeptSwarm) -> None:
+        guests = self._hub.teams.get((swarm.swarm_id, placement.GUESTS))
+        names = () if guests is None else tuple(guests.members)
+        self._fleet.announce(swarm.swarm_id, () if swarm.ending else swarm.teams, names)
 
     # Hosts
 
@@ -147,7 +164,11 @@ class Swarms:
                 at = self._fleet.placed(swarm.swarm_id, team.team)
                 if team.shard and at is not None and (at != team.shard or at not in self._fleet.healthy):
                     target = self._fleet.choose(team.shard)
-                    if target is not None and target != at and (target == team.shard or at not in self._fleet.healthy):
+                    if (
+                        target is not None
+                        and target != at
+                        and (target == team.shard or at not in self._fleet.healthy)
+                    ):
                         self._move(swarm, team, target)
 
     def _move(self, swarm: KeptSwarm, team: TeamPlan, target: int) -> None:
@@ -192,7 +213,8 @@ class Swarms:
             else:
                 raise RefusedError(f"swarm {swarm.swarm_id} has {swarm.agents} agents and none named {agent}")
         return [
-            TeamPlan(team=name, shard=shard, base=0, named=tuple(part)) for (name, shard), part in parts.items()
+            TeamPlan(team=name, shard=shard, base=0, named=tuple(part))
+            for (name, shard), part in parts.items()
         ]
 
     def broadcast(self, swarm: KeptSwarm, kind: str, body: bytes, done: Callable[[int, int], None]) -> None:
@@ -201,7 +223,9 @@ class Swarms:
         label = _label(kind, body)
 
         def gathered(heard: dict[str, tuple[int, int]]) -> None:
-            sent, delivered = (sum(counts) for counts in zip(*heard.values(), strict=True)) if heard else (0, 0)
+            sent, delivered = (
+                (sum(counts) for counts in zip(*heard.values(), strict=True)) if heard else (0, 0)
+            )
             expected = sum(team.size for team in swarm.teams if team.team not in heard)
             coordinators = swarm.hybrid * len(swarm.teams)
             reached = swarm.hybrid * sum(team.team in heard for team in swarm.teams)
@@ -252,6 +276,9 @@ class Swarms:
         client.on_close.append(lambda: self._left(client))
         guest.joined()
         self._hub.add_guest(guests, agent, guest)
+        self._announce(swarm)
+        self._fleet.messages.open_team(swarm.swarm_id, placement.GUESTS, guests.members)
+        self._fleet.messages.add_agent(swarm.swarm_id, placement.GUESTS, agent)
         log("agent joined", swarm_id=swarm.swarm_id, agent=agent)
 
     def said(self, client: Client, value: Mapping[str, Any]) -> None:
@@ -267,6 +294,10 @@ class Swarms:
         if guest is not None:
             log("agent left", swarm_id=guest.swarm_id, agent=guest.agent)
             self._hub.lost(guest.swarm_id, guest.agent, guest)
+            self._fleet.messages.remove_agent(guest.swarm_id, placement.GUESTS, guest.agent)
+            swarm = self._swarms.get(guest.swarm_id)
+            if swarm is not None:
+                self._announce(swarm)
 
     # The end
 
@@ -278,10 +309,16 @@ class Swarms:
 
         def gathered(undrained: dict[str, int]) -> None:
             if self._swarms.pop(swarm.swarm_id, None) is not None:
-                log("swarm ended", swarm_id=swarm.swarm_id, agents=swarm.agents, undrained=sum(undrained.values()))
+                log(
+                    "swarm ended",
+                    swarm_id=swarm.swarm_id,
+                    agents=swarm.agents,
+                    undrained=sum(undrained.values()),
+                )
                 (self._folder / f"{swarm.swarm_id}.json").unlink(missing_ok=True)
                 for name in names:
                     self._fleet.forget(swarm.swarm_id, name)
+                self._fleet.announce(swarm.swarm_id, ())
             ended(swarm.agents, sum(undrained.values()))
 
         gather = _Gather(self._loop, names, STOP_S + _SPARE_S, gathered)
@@ -294,7 +331,9 @@ class Swarms:
 class _Gather(Generic[T]):
     """Waits for what each host says of its team; `done` is told what came, once, in time or late."""
 
-    def __init__(self, loop: Loop, names: Sequence[str], limit_s: float, done: Callable[[dict[str, T]], None]) -> None:
+    def __init__(
+        self, loop: Loop, names: Sequence[str], limit_s: float, done: Callable[[dict[str, T]], None]
+    ) -> None:
         self._missing = set(names)
         self._heard: dict[str, T] = {}
         self._done: Callable[[dict[str, T]], None] | None = done

@@ -1,13 +1,15 @@
 """What a client can ask the conductor, one function for each verb, and how answers read as text."""
 
+import base64
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cfn.engine import requests
 from cfn.engine.clients import Client
-from cfn.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOT_DELIVERED, UsageError
+from cfn.engine.messages.datagram import REASONS, Header
+from cfn.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOT_DELIVERED, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from cfn.engine.conductor import Conductor
@@ -136,31 +138,53 @@ def status(conductor: "Conductor", client: Client, value: Value) -> None:
 def send(conductor: "Conductor", client: Client, value: Value) -> None:
     """Put a message into an agent's inbox."""
     swarm = conductor.swarms.named(requests.text_id(value, "swarm_id", "swarm", ""))
-    number = conductor.swarms.send(
-        swarm,
+
+    def decided(number: int, reason: int) -> None:
+        if reason:
+            client.refuse(RefusedError(REASONS[reason]), as_text=value.get("format") == "text")
+        else:
+            text = f"message={number}" if value.get("format") == "text" else None
+            client.finish({"message": number}, text=text)
+
+    conductor.messages.put(
+        swarm.swarm_id,
         sender=requests.text_id(value, "from", "agent"),
         receiver=requests.text_id(value, "to", "agent"),
         kind=requests.text_id(value, "type", "message type"),
         payload=requests.body(value, "payload_b64", conductor.config.max_payload_bytes),
-        bound=conductor.config.max_inbox_messages,
+        decided=decided,
     )
-    text = f"message={number}" if value.get("format") == "text" else None
-    client.finish({"message": number}, text=text)
 
 
 def receive(conductor: "Conductor", client: Client, value: Value) -> None:
-    """Take everything out of an agent's inbox."""
-    swarm = conductor.swarms.named(requests.text_id(value, "swarm_id", "swarm", ""))
+    """Take everything out of an agent's inbox: what was handed over is removed after it was answered, so
+    that a crash in between repeats it under the same numbers."""
+    swarm_id = conductor.swarms.named(requests.text_id(value, "swarm_id", "swarm", "")).swarm_id
     agent = requests.text_id(value, "agent", "agent")
-    messages = conductor.swarms.inbox(swarm, agent)
-    rows = [message.as_json() for message in messages]
-    text = None
-    if value.get("format") == "text":
-        text = "\n".join(
-            f"{row['message']} {row['from']} {row['type']} {row['payload_b64']}".rstrip() for row in rows
-        )
-    client.finish({"agent": agent, "messages": rows}, text=text)
-    conductor.swarms.drained(swarm, agent, messages)
+
+    def taken(reason: int, raws: Sequence[bytes], first: int) -> None:
+        if reason:
+            text = REASONS.get(reason, "its hub does not answer now")
+            client.refuse(RefusedError(f"inbox of {agent}: {text}"), as_text=value.get("format") == "text")
+            return
+        rows = [_row(number, raw) for number, raw in enumerate(raws, start=first)]
+        lines = (f"{r['message']} {r['from']} {r['type']} {r['payload_b64']}".rstrip() for r in rows)
+        printed = "\n".join(lines) if value.get("format") == "text" else None
+        client.finish({"agent": agent, "messages": rows}, text=printed)
+        if rows:
+            conductor.messages.confirm(swarm_id, agent, first + len(rows) - 1)
+
+    conductor.messages.take(swarm_id, agent, taken)
+
+
+def _row(number: int, raw: bytes) -> dict[str, Any]:
+    header = Header(raw)
+    return {
+        "message": number,
+        "from": header.sender.decode(),
+        "type": header.type.decode(),
+        "payload_b64": base64.b64encode(raw[header.end :]).decode(),
+    }
 
 
 def shutdown(conductor: "Conductor", client: Client, value: Value) -> None:
@@ -192,7 +216,11 @@ def task(conductor: "Conductor", client: Client, value: Value) -> None:
 def failover(conductor: "Conductor", client: Client, value: Value) -> None:
     """Take a coordinator's teams away: `how` is dead (end it), drain (for maintenance) or resume."""
     how, number = value.get("how", "dead"), requests.count(value, "coordinator")
-    hands = {"dead": conductor.fleet.fail_over, "drain": conductor.fleet.drain, "resume": conductor.fleet.resume}
+    hands = {
+        "dead": conductor.fleet.fail_over,
+        "drain": conductor.fleet.drain,
+        "resume": conductor.fleet.resume,
+    }
     hand = hands.get(how) if isinstance(how, str) else None
     if hand is None:
         raise UsageError(f"how: {how!r} is refused; dead, drain or resume are allowed")

@@ -22,11 +22,11 @@ A `Channel` never blocks: what the other side does not take at once waits here, 
 
 from __future__ import annotations
 
+import _socket
 import array
 import posix
 import struct
 
-import _socket
 from cfn.errors import DamagedError
 
 TYPE_CHECKING = False
@@ -59,7 +59,9 @@ def fields_of(raw: bytes, count: int) -> list[str]:
     except ValueError as error:
         raise DamagedError(f"not a control message: {error}") from None
     if len(fields) != count:
-        raise DamagedError(f"not a control message: {fields[0][:20]!r} with {len(fields)} fields, not {count}")
+        raise DamagedError(
+            f"not a control message: {fields[0][:20]!r} with {len(fields)} fields, not {count}"
+        )
     return fields
 
 
@@ -81,9 +83,7 @@ def number(text: str) -> int:
 
 def own_peer(connection: _socket.socket) -> int:
     """The process id of the other side. Raises DamagedError if it is another user's."""
-    pid, user, _ = _PEER.unpack(
-        connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _PEER.size)
-    )
+    pid, user, _ = _PEER.unpack(connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _PEER.size))
     if user != posix.geteuid():
         raise DamagedError(f"process {pid} of user {user} may not connect")
     return int(pid)

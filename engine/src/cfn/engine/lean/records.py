@@ -53,7 +53,15 @@ class Record:
     __slots__ = ("at_ns", "exit_code", "inline", "key", "kind", "output_bytes", "pid", "reason")
 
     def __init__(
-        self, kind: int, reason: int, pid: int, key: int, exit_code: int, output_bytes: int, at_ns: int, inline: bytes
+        self,
+        kind: int,
+        reason: int,
+        pid: int,
+        key: int,
+        exit_code: int,
+        output_bytes: int,
+        at_ns: int,
+        inline: bytes,
     ) -> None:
         self.kind = kind
         self.reason = reason
@@ -66,7 +74,14 @@ class Record:
 
 
 def encode(
-    kind: int, key: int, *, pid: int = 0, at_ns: int = 0, reason: int = NONE, exit_code: int = 0, output: bytes = b""
+    kind: int,
+    key: int,
+    *,
+    pid: int = 0,
+    at_ns: int = 0,
+    reason: int = NONE,
+    exit_code: int = 0,
+    output: bytes = b"",
 ) -> bytes:
     """The record's 64 bytes. Raises struct.error for a field that does not fit."""
     inline = output[:INLINE_BYTES]

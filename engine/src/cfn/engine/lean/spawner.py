@@ -7,18 +7,18 @@ worker that died badly left running. It never talks to a worker.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # typeshed has no stub; `signal` would import enum
+import _socket
 import gc
 import posix
 import sys
 import time
 
-import _signal  # type: ignore[import-not-found]  # typeshed has no stub; `signal` would import enum
-import _socket
 from cfn.engine.lean import control, sessions, wire
+from cfn.engine.lean.worker import Worker
 from cfn.engine.log import log
 from cfn.engine.loop import READ, WRITE, Loop
 from cfn.engine.notify import Watchdog, notify
-from cfn.engine.lean.worker import Worker
 from cfn.errors import DamagedError
 
 TYPE_CHECKING = False
@@ -56,9 +56,7 @@ class _Order:
 
     __slots__ = ("agent", "arena", "first", "hub", "index", "replaced", "slot", "swarm_id")
 
-    def __init__(
-        self, hub: int, swarm_id: str, arena: int, first: First | None, item: Sequence[str]
-    ) -> None:
+    def __init__(self, hub: int, swarm_id: str, arena: int, first: First | None, item: Sequence[str]) -> None:
         self.hub = hub
         self.swarm_id = swarm_id
         self.arena = arena

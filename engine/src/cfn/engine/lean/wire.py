@@ -154,7 +154,9 @@ def stop() -> bytes:
     return _HEAD.pack(STOP, 0, 0)
 
 
-def answer(kind: int, index: int, epoch: int, *, reason: int = 0, exit_code: int = 0, output: bytes = b"") -> bytes:
+def answer(
+    kind: int, index: int, epoch: int, *, reason: int = 0, exit_code: int = 0, output: bytes = b""
+) -> bytes:
     """A worker's datagram. For RECEIVED `epoch` is the message's number."""
     return _ANSWER.pack(kind, reason, index, epoch, exit_code, len(output)) + output
 
