@@ -17,6 +17,11 @@ options:
     type: list
     elements: str
     required: true
+  stopped:
+    description: Patterns of units that are stopped and disabled, but for those that are named.
+    type: list
+    elements: str
+    default: []
   restarted:
     description: Take changed units in and restart all of them, whatever their state; enable none.
     type: bool
@@ -34,6 +39,11 @@ EXAMPLES = r"""
 - name: Run the router
   cfn_units:
     names: [cfn-router.socket, cfn-router.service]
+
+- name: Run two coordinators and no more
+  cfn_units:
+    names: [cfn-coordinator@1.service, cfn-coordinator@2.service]
+    stopped: ["cfn-coordinator@*.service"]
 """
 
 RETURN = r"""
@@ -60,6 +70,18 @@ def states(module: AnsibleModule, names: list[str]) -> dict[str, str]:
     }
 
 
+def surplus(module: AnsibleModule, patterns: list[str], names: list[str]) -> list[str]:
+    """The units of these patterns that are running or enabled and not named."""
+    if not patterns:
+        return []
+    found = set()
+    for listing in (["list-units", "--state=active,activating,reloading,failed"],
+                    ["list-unit-files", "--state=enabled"]):  # fmt: skip
+        _, output, _ = module.run_command(["systemctl", "--plain", "--no-legend", *listing, *patterns])
+        found |= {line.split()[0] for line in output.splitlines() if line.split()}
+    return sorted(found - set(names))
+
+
 def act(module: AnsibleModule, *arguments: str) -> None:
     """Run systemctl; end the task with its words and where to look if it fails."""
     rc, output, errors = module.run_command(["systemctl", *arguments])
@@ -74,20 +96,25 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "names": {"type": "list", "elements": "str", "required": True},
+            "stopped": {"type": "list", "elements": "str", "default": []},
             "restarted": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     names: list[str] = module.params["names"]
     restarted: bool = module.params["restarted"]
-    before = states(module, names)
-    changed = restarted or any(state != WANTED for state in before.values())
+    gone = surplus(module, module.params["stopped"], names)
+    before = states(module, names + gone)
+    changed = bool(gone) or restarted or any(before[name] != WANTED for name in names)
     wanted = "restarted" if restarted else WANTED
     diff = {
         "before": "".join(f"{name}: {state}\n" for name, state in before.items()),
-        "after": "".join(f"{name}: {wanted}\n" for name in names),
+        "after": "".join(f"{name}: {wanted}\n" for name in names)
+        + "".join(f"{name}: disabled/inactive\n" for name in gone),
     }
     if changed and not module.check_mode:
+        if gone:
+            act(module, "--quiet", "disable", "--now", *gone)
         if restarted:
             act(module, "daemon-reload")
             act(module, "restart", *names)

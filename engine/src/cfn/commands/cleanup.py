@@ -2,14 +2,16 @@
 
 import argparse
 import json
-import time
 from dataclasses import asdict
 
 from cfn import paths
+from cfn.client import Client, raise_error
 from cfn.config import Config, parse
-from cfn.engine.retention import describe, sweep
-from cfn.errors import ConfigError
+from cfn.engine.retention import Removed, describe, kill_orphans, sweep_deserted
+from cfn.errors import ConfigError, NotRunningError
 from cfn.paths import Paths
+
+ASK_S = 30.0
 
 
 def main(argv: list[str]) -> int:
@@ -24,9 +26,21 @@ def main(argv: list[str]) -> int:
         retention_s = _configured(here)
     elif retention_s < 0:
         parser.error(f"--retention-s: {retention_s} is refused; a whole number from 0 is needed")
-    removed = sweep(here, retention_s, time.time())
+    removed = _swept(here, retention_s)
+    removed.processes = kill_orphans(here)
     print(json.dumps(asdict(removed)) if options.json else describe(removed))
     return 0
+
+
+def _swept(here: Paths, retention_s: int) -> Removed:
+    """By the conductor, which knows what is in use; by ourselves where none runs."""
+    try:
+        with Client(here.conductor_socket, timeout_s=ASK_S) as client:
+            answer = client.final({"verb": "sweep", "retention_s": retention_s})
+    except NotRunningError:
+        return sweep_deserted(here, retention_s)
+    raise_error(answer)
+    return Removed(**answer)
 
 
 def _configured(here: Paths) -> int:

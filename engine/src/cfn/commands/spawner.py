@@ -10,7 +10,10 @@ from cfn import paths
 from cfn.engine.guard import one_at_a_time, own_folder, serve_at
 from cfn.errors import UsageError
 
-_LEAN = "import sys; sys.path.insert(0, sys.argv[1]); from cfn.engine.lean.spawner import main; main(*sys.argv[2:])"
+_LEAN = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from cfn.engine.lean.spawner import main; main(*sys.argv[2:])"
+)
 
 
 def main(argv: list[str]) -> int:

@@ -28,6 +28,7 @@ from cfn.engine.loop import READ, Loop
 from cfn.engine.messages.mesh import Mesh
 from cfn.engine.messages.office import Messages
 from cfn.engine.notify import Watchdog, notify
+from cfn.engine.retention import Keeper, Removed, describe
 from cfn.engine.spawner_link import SpawnerLink
 from cfn.engine.swarms import Swarms
 from cfn.engine.teams import LOCAL_HUB
@@ -81,6 +82,12 @@ class Conductor:
         self.swarms = Swarms(paths.shm, self._loop, self.fleet, self._hub, self._generation, self._team_moved)
         self.coordinations = Coordinations(
             paths, self._loop, lambda: self.config, fault, self._generation, self.fleet, self.swarms, arenas
+        )
+        self.keeper = Keeper(
+            paths,
+            swarms=self.swarms_in_use,
+            keys=lambda: self.coordinations.keys,
+            requests=self.coordinations.sweep,
         )
         self._stopping_since: float | None = None
         self._reload = False
@@ -177,12 +184,12 @@ class Conductor:
 
     def host_lost(self, number: int) -> int:
         """A coordinator is gone: its teams go to others, and so does what ran on them."""
-        self.swarms.host_lost(number)
+        self.swarms.host_lost()
         moved = self.coordinations.host_lost(number)
         self._link.retain(self.swarms_in_use())
         return moved
 
-    def host_joined(self, number: int) -> None:
+    def host_joined(self) -> None:
         """A coordinator is there: what belongs to it goes home."""
         self.swarms.balance()
 
@@ -215,11 +222,11 @@ class Conductor:
 
     def _sweep(self) -> None:
         try:
-            removed = self.coordinations.sweep()
-            if removed:
-                log("journal swept", segments=removed, bytes=self.coordinations.stored_bytes)
+            removed = self.keeper.sweep(self.config.retention_s)
+            if removed != Removed():
+                log("swept", what=describe(removed), journal_bytes=self.coordinations.stored_bytes)
         except OSError as error:
-            log("journal cannot be swept", reason=str(error))
+            log("cannot sweep", reason=str(error))
         self._loop.at(time.monotonic() + _SWEEP_S, self._sweep)
 
     def _poll_config(self) -> None:

@@ -236,9 +236,14 @@ class Coordinations:
                         log("killed while it ran", task_id=open_.request.task_id, team=team.plan.team)
                     host.stop(team.epoch, gently=gently)
 
-    def sweep(self) -> int:
+    def sweep(self, retention_s: float) -> int:
         """Remove what has outlived its retention; how many segments of the journal went."""
-        return self._log.sweep(time.time() - self._config().retention_s)
+        return self._log.sweep(time.time() - retention_s)
+
+    @property
+    def keys(self) -> list[int]:
+        """The keys of requests that have not ended."""
+        return [request.key for request in self._log.open_requests]
 
     @property
     def stored_bytes(self) -> int:

@@ -51,7 +51,7 @@ class Owner(Protocol):
     def host_lost(self, number: int) -> int:
         """A coordinator is gone; how many running parts went elsewhere."""
 
-    def host_joined(self, number: int) -> None:
+    def host_joined(self) -> None:
         """A coordinator is there (again)."""
 
     def swarms_in_use(self) -> Iterable[str]:
@@ -230,7 +230,7 @@ class Fleet:
         )
         log("coordinator connected", coordinator=host.number, pid=host.pid)
         if self._owner is not None:
-            self._owner.host_joined(host.number)
+            self._owner.host_joined()
 
     def _gone(self, host: RemoteHost, reason: str) -> None:
         self._hosts.pop(host.number, None)

@@ -160,6 +160,9 @@ class RequestLog:
         """Remove segments whose records are all older than this (seconds since 1970), and the oldest
         while there are too many bytes; how many went. Raises OSError without room."""
         removed = 0
+        newest = self._segments[-1]
+        if newest.complete and newest.newest_s < oldest_s:
+            self._open_segment(self._new())
         while len(self._segments) > 1 and (
             self._segments[0].newest_s < oldest_s or self.stored_bytes > self._max_bytes
         ):

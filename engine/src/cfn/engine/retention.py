@@ -1,14 +1,15 @@
-"""What may be removed: results, journals, swarms past their retention, and orphans of dead workers.
+"""What may be removed: what has outlived its retention, and orphans of dead workers.
 
-Nothing live is touched. A request in the journal belongs to the conductor, which completes it; only
-what it never accepted, or what no daemon has come back for within the retention, is removed here.
+A running conductor knows what is in use and removes the rest itself (`Keeper`). Where none runs, and no
+spawner either, nothing is live, and age alone decides (`sweep_deserted`).
 """
 
 import fcntl
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,47 +17,76 @@ from pathlib import Path
 from cfn.engine.lean.sessions import lives
 from cfn.paths import Paths
 
+STRAY_S = 60.0  # what nobody claims may be about to be claimed: not removed before
+
 
 @dataclass(slots=True, kw_only=True)
 class Removed:
     """How much was removed."""
 
-    results: int = 0
-    journals: int = 0
+    requests: int = 0
+    outputs: int = 0
     swarms: int = 0
     inboxes: int = 0
     processes: int = 0
 
 
-def sweep(paths: Paths, retention_s: float, now_s: float) -> Removed:
-    """Remove what is older than `retention_s` at `now_s` (seconds since 1970). Raises OSError."""
+class Keeper:
+    """The conductor's own sweeps. `swarms` and `keys` say what is in use, `requests` removes segments of
+    the journal by age and size. A swarm that is kept is in use, however old."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        *,
+        swarms: Callable[[], Collection[str]],
+        keys: Callable[[], Collection[int]],
+        requests: Callable[[float], int],
+    ) -> None:
+        self._paths = paths
+        self._swarms = swarms
+        self._keys = keys
+        self._requests = requests
+
+    def sweep(self, retention_s: float) -> Removed:
+        """Remove what is older than `retention_s` and what nobody uses. Raises OSError."""
+        removed = Removed(requests=self._requests(retention_s))
+        stray_s = min(STRAY_S, retention_s)
+        keys = {f"{key:016x}" for key in self._keys()}
+        for folder in _old(self._paths.outputs, stray_s):
+            if folder.name not in keys:
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.outputs += 1
+        swarms = set(self._swarms())
+        for folder in _old(self._paths.shm / "inboxes", stray_s):
+            if folder.name not in swarms:
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.inboxes += 1
+        return removed
+
+
+def sweep_deserted(paths: Paths, retention_s: float) -> Removed:
+    """Remove what is older than `retention_s` where no daemon runs. Raises OSError."""
     removed = Removed()
-    deserted = _free(paths.shm / "conductor.lock") and _free(paths.run / "spawner.lock")
-    for file in _old(paths.shm / "results", retention_s, now_s):
-        file.unlink(missing_ok=True)
-        removed.results += 1
-    for folder in _old(paths.shm / "journal", retention_s, now_s):
-        if deserted or not (folder / "accept.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            removed.journals += 1
-    for file in _old(paths.shm / "swarms", retention_s, now_s):
-        if deserted:
-            file.unlink(missing_ok=True)
-            removed.swarms += 1
-    for folder in _old(paths.shm / "inboxes", retention_s, now_s):
-        if not (paths.shm / "swarms" / f"{folder.name}.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            removed.inboxes += 1
-    removed.processes = _kill_orphans(paths)
+    if not (_free(paths.shm / "conductor.lock") and _free(paths.run / "spawner.lock")):
+        return removed
+    for name in ("requests", "outputs", "swarms", "inboxes"):
+        for entry in _old(paths.shm / name, retention_s):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+            setattr(removed, name, getattr(removed, name) + 1)
     return removed
 
 
-def _old(folder: Path, retention_s: float, now_s: float) -> Iterator[Path]:
+def _old(folder: Path, age_s: float) -> Iterator[Path]:
     if not folder.is_dir() or folder.is_symlink():
         return
+    oldest_s = time.time() - age_s
     for entry in list(folder.iterdir()):
         with suppress(FileNotFoundError):  # somebody else was faster
-            if now_s - entry.lstat().st_mtime > retention_s:
+            if entry.lstat().st_mtime < oldest_s:
                 yield entry
 
 
@@ -75,7 +105,7 @@ def _free(lock: Path) -> bool:
     return True
 
 
-def _kill_orphans(paths: Paths) -> int:
+def kill_orphans(paths: Paths) -> int:
     """Kill what an agent command left when its worker died and no spawner was there to do it."""
     killed = 0
     root = os.fsencode(paths.root)

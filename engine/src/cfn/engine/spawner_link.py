@@ -47,7 +47,7 @@ class WorkerSocket:
             self._loop.remove(self.socket.fileno())
             self.socket.close()
 
-    def _ready(self, events: int) -> None:
+    def _ready(self, _events: int) -> None:
         # One datagram at a time: epoll tells again what is left, and most often nothing is.
         try:
             raw = self.socket.recv(wire.MAX_DATAGRAM_BYTES, socket.MSG_DONTWAIT)

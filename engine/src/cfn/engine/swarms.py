@@ -150,7 +150,7 @@ class Swarms:
             for team in swarm.teams:
                 self._open(swarm, team, _nobody)
 
-    def host_lost(self, number: int) -> None:
+    def host_lost(self) -> None:
         """Open the teams of a lost coordinator elsewhere; its workers live on."""
         for swarm in self.all:
             for team in swarm.teams:
@@ -162,14 +162,11 @@ class Swarms:
         for swarm in self.all:
             for team in swarm.teams:
                 at = self._fleet.placed(swarm.swarm_id, team.team)
-                if team.shard and at is not None and (at != team.shard or at not in self._fleet.healthy):
-                    target = self._fleet.choose(team.shard)
-                    if (
-                        target is not None
-                        and target != at
-                        and (target == team.shard or at not in self._fleet.healthy)
-                    ):
-                        self._move(swarm, team, target)
+                target = self._fleet.choose(team.shard)
+                if at is None or target is None or target == at:
+                    continue
+                if target == team.shard or at not in self._fleet.healthy:
+                    self._move(swarm, team, target)
 
     def _move(self, swarm: KeptSwarm, team: TeamPlan, target: int) -> None:
         def moved() -> None:

@@ -4,6 +4,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cfn.engine import requests
@@ -238,6 +239,14 @@ def failover(conductor: "Conductor", client: Client, value: Value) -> None:
     conductor.fleet.when_settled(told)
 
 
+def sweep(conductor: "Conductor", client: Client, value: Value) -> None:
+    """Remove what has outlived its retention now; `cfn cleanup` asks for it."""
+    retention = value.get("retention_s", conductor.config.retention_s)
+    if isinstance(retention, bool) or not isinstance(retention, int) or retention < 0:
+        raise UsageError(f"retention_s: {retention!r} is refused; a whole number from 0 is needed")
+    client.finish(asdict(conductor.keeper.sweep(retention)))
+
+
 VERBS: Mapping[str, Callable[["Conductor", Client, Value], None]] = {
     "broadcast": broadcast,
     "coordinate": coordinate,
@@ -251,6 +260,7 @@ VERBS: Mapping[str, Callable[["Conductor", Client, Value], None]] = {
     "send": send,
     "shutdown": shutdown,
     "status": status,
+    "sweep": sweep,
     "task": task,
 }
 

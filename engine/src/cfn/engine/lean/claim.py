@@ -120,7 +120,7 @@ def _store_output(outputs: str, key: int, index: int, output: bytes) -> None:
     try:
         posix.mkdir(output_folder(outputs, key), 0o750)
     except FileExistsError:
-        pass
+        pass  # another agent of this request was first
     path = output_path(outputs, key, index)
     descriptor = posix.open(
         path, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o640

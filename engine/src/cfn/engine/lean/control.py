@@ -3,19 +3,20 @@
 Each is text: a word, then fields joined by NUL; a list is joined by newlines, its items' parts by
 spaces. Names are identifiers, which can hold none of these. What follows an EMPTY field is raw.
 
-    hub -> spawner   hello GENERATION
-                     spawn SWARM SHARD "AGENT REPLACED INDEX SLOT\\n..." "" FIRST_TASK   fork, or hand out who lives
-                     fetch SWARM "AGENT\\n..."                                          hand out who lives
-                     adopt SWARM "AGENT PID\\n..."  + descriptors                 keep duplicates of these
-                     kill SWARM AGENT PID
-                     end SWARM "AGENT\\n..."                                            let go of these
-                     retain TIME_NS "SWARM\\n..."                                       let go of all older than that
-                                                                                      that are not of these
-    spawner -> hub   welcome PID
-                     workers SWARM "AGENT PID FORKED\\n..." + descriptors, in this order
-                     absent SWARM "AGENT\\n..."                                         nobody here (to a fetch)
-                     failed SWARM REASON "AGENT\\n..."                                  these could not be forked
-                     exited SWARM AGENT PID STATUS                                     ended badly
+    hub -> spawner
+        hello GENERATION RATE           its hub; the highest generation is the one that counts
+        spawn SWARM SHARD LIST "" TASK  fork, or hand out who lives: AGENT REPLACED INDEX SLOT
+        fetch SWARM LIST                hand out who lives: AGENT
+        adopt SWARM LIST                keep duplicates of the descriptors that come along: AGENT PID
+        kill SWARM AGENT PID            if it is still this process
+        end SWARM LIST                  let go of these: AGENT
+        retain TIME_NS LIST             let go of all older than that, but for these: SWARM
+    spawner -> hub
+        welcome PID
+        workers SWARM LIST              the descriptors that come along, in this order: AGENT PID FORKED
+        absent SWARM LIST               nobody here, to a fetch: AGENT
+        failed SWARM REASON LIST        these could not be forked: AGENT
+        exited SWARM AGENT PID STATUS   it ended badly
 
 A `Channel` never blocks: what the other side does not take at once waits here, up to a bound.
 """

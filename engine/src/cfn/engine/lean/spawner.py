@@ -381,10 +381,7 @@ class Spawner:
     # Deaths
 
     def _signalled(self, _events: int) -> None:
-        try:
-            posix.read(self._wake_read, 4_096)
-        except BlockingIOError:
-            pass
+        posix.read(self._wake_read, 4_096)
         while True:
             try:
                 pid, status = posix.waitpid(-1, posix.WNOHANG)

@@ -1,12 +1,13 @@
 """Datagrams between a hub and its workers.
 
-    ASSIGN   kind, 3 zeros, u32 index, u32 slot | u64 epoch, u64 key, u32 bytes of meta, 64 ticket | meta | payload
-    MESSAGE  kind, 3 zeros, u32 0,     u32 0    | u64 number
-    STOP     kind, 3 zeros, u32 0,     u32 0
-    answers  kind, reason, 2 zeros, u32 index, u64 epoch, i32 exit code, u32 bytes of output | output
+    ASSIGN   head: kind, 3 zeros, u32 index, u32 slot
+             common: u64 epoch, u64 key, u32 bytes of meta, 64 bytes of ticket, meta, payload
+    MESSAGE  head with zeros, u64 number
+    STOP     head with zeros
+    answers  kind, reason, 2 zeros, u32 index, u64 epoch, i32 exit code, u32 bytes of output, output
 
-Little-endian. What all agents of a request are given alike stands after the first twelve bytes and is
-made once. `meta` is text: its fields are joined by NUL, which neither ids nor arguments can hold.
+Little-endian. What all agents of a request are given alike (common) is made once. `meta` is text: its
+fields are joined by NUL, which neither ids nor arguments can hold.
 """
 
 from __future__ import annotations
