@@ -147,14 +147,15 @@ class Bus:
 
     def post_all(self, receiver: str, type_: str, payloads: Iterable[bytes]) -> None:
         """As `post` for each, many in one datagram: less work for everybody, a little later."""
-        batch: list[bytes] = []
+        batch: list[tuple[int, bytes]] = []
         size = 0
         for payload in payloads:
             raw = self._message(datagram.NOTE, receiver, type_, payload)
+            number = self._number
             if batch and (size + len(raw) > _BATCH_BYTES or len(batch) >= MAX_UNDECIDED // 4):
                 self._post_batch(batch)
                 batch, size = [], 0
-            batch.append(raw)
+            batch.append((number, raw))
             size += len(raw)
         if batch:
             self._post_batch(batch)
@@ -261,12 +262,11 @@ class Bus:
             self._make_room()
         return number
 
-    def _post_batch(self, batch: list[bytes]) -> None:
-        first = self._number - len(batch)
-        for place, raw in enumerate(batch, start=1):
-            self._undecided.append((first + place, raw))
-            self._undecided_bytes += len(raw)
-        self._transmit(datagram.pack(datagram.BATCH, payload=b"".join(batch)))
+    def _post_batch(self, batch: list[tuple[int, bytes]]) -> None:
+        content = b"".join(raw for _, raw in batch)
+        self._undecided.extend(batch)
+        self._undecided_bytes += len(content)
+        self._transmit(datagram.pack(datagram.BATCH, payload=content))
         if len(self._undecided) >= MAX_UNDECIDED or self._undecided_bytes >= MAX_UNDECIDED_BYTES:
             self._make_room()
 

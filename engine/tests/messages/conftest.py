@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,13 @@ class Hubs:
             if "event" not in value:
                 return value
 
+    def until(self, number: int, **figures: int) -> None:
+        """Wait until a hub's report has these figures."""
+        limit = time.monotonic() + 10
+        while not figures.items() <= (report := self.ask(number, "report")).items():
+            assert time.monotonic() < limit, report
+            time.sleep(0.01)
+
     def kill(self, number: int) -> None:
         process = self.processes.pop(number)
         process.kill()
@@ -107,8 +116,8 @@ class Hubs:
             self.kill(number)
 
 
-@pytest.fixture
-def hubs() -> Iterator[Hubs]:
+@contextmanager
+def made_hubs() -> Iterator[Hubs]:
     """No hub yet; all of them are killed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="cfn", dir="/dev/shm"))
     made = Hubs(folder)
@@ -117,6 +126,13 @@ def hubs() -> Iterator[Hubs]:
     finally:
         made.stop()
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def hubs() -> Iterator[Hubs]:
+    """Hubs of one test."""
+    with made_hubs() as made:
+        yield made
 
 
 @pytest.fixture

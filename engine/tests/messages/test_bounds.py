@@ -186,8 +186,7 @@ def test_the_journal_of_a_long_stream_stays_small(hubs: Hubs) -> None:
             received(b, 200)
             assert hubs.journal("t").stat().st_size < 3 << 20
         a.send("b", "n", b"last")
-    while hubs.ask(0, "report")["queued_messages"] > 1:
-        time.sleep(0.01)  # until the hub knows that b is done with the others
+    hubs.until(0, queued_messages=1)  # it knows that b is done with the others
     hubs.kill(0)
     hubs.restart(0)
     with hubs.bus("b") as b:

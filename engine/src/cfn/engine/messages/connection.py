@@ -9,27 +9,24 @@ too much is not read for a while.
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cfn.engine.log import log
-from cfn.engine.loop import READ, WRITE, Loop, Timer
+from cfn.engine.loop import Loop
 from cfn.engine.messages import datagram
+from cfn.engine.messages.flow import Flow
+from cfn.engine.messages.lanes import Lanes
 from cfn.engine.messages.rates import TokenBucket
+from cfn.engine.messages.state import State
 from cfn.engine.messages.team import Inbox, Sender, Team
 
 if TYPE_CHECKING:
     from cfn.engine.messages.office import Messages
 
-TURN = 64  # datagrams of one sender before the others have their turn
 MAX_UNDECIDED = 256  # messages of one sender on their way to other hubs
 MAX_UNDECIDED_BYTES = 1 << 20
-MAX_UNSENT = 1_024  # decisions that an agent does not read
 MAX_ROUTES = 1_024  # pairs of receiver and type remembered for a connection
 HELLO_S = 2.0  # to say who it is
-
-_LIMIT_BYTES = datagram.MAX_DATAGRAM_BYTES + 1
 
 
 class Route:
@@ -43,59 +40,38 @@ class Route:
         self.sender = sender
 
 
-class Connection:
-    """One agent's connection. Owns its socket."""
+class Connection(Flow):
+    """One agent's connection."""
 
-    def __init__(self, office: "Messages", loop: Loop, connection: socket.socket, now_s: float) -> None:
-        connection.setblocking(False)
+    def __init__(
+        self, office: "Messages", state: State, lanes: Lanes, loop: Loop, connection: socket.socket
+    ) -> None:
+        super().__init__(loop, connection, datagram.MAX_DATAGRAM_BYTES + 1)
         self.swarm_id = ""
         self.agent = b""
         self.incarnation = 0
         self.team: Team | None = None  # its own; None: it did not say hello yet
-        self.closed = False
         self._office = office
-        self._loop = loop
-        self._socket = connection
+        self._state = state
+        self._lanes = lanes
         self._inbox: Inbox | None = None
         self._routes: dict[bytes, Route] = {}
-        self._bucket = TokenBucket(now_s)
+        self._bucket: TokenBucket | None = None
         self._expected = 0  # no lower number may come
         self._decided = 0  # what the agent was told
         self._flying: dict[int, int] = {}  # undecided at other hubs: number to bytes
         self._flying_bytes = 0
-        self._held: deque[bytes] = deque()  # read, but not to be handled before `resume`
-        self._paused = False
-        self._pause: Timer | None = None
-        self._blocked = False  # the agent does not read: wait until it can be written
-        self._unsent: deque[bytes] = deque()
-        self._events = READ
-        loop.add(connection.fileno(), READ, self._ready)
-        self._greeting: Timer | None = loop.at(now_s + HELLO_S, self._silent)
+        self._greeting = loop.at(time.monotonic() + HELLO_S, self._silent)
 
     # What the office asks for
 
-    def close(self, reason: int = 0) -> None:
-        """End the connection, with a word of why if it must not be made again."""
-        if self.closed:
-            return
-        self.closed = True
-        if reason:
-            with suppress(OSError):
-                self._socket.send(datagram.pack(datagram.GOODBYE, answers=reason))
-        for timer in (self._pause, self._greeting):
-            if timer is not None:
-                timer.cancel()
-        if self._inbox is not None and self._inbox.send == self._socket.send:
-            self._inbox.detach()
-        self._loop.remove(self._socket.fileno())
-        self._socket.close()
-        self._office.left(self)
+    def dismiss(self, reason: int) -> None:
+        """End the connection with a word of why: it must not be made again."""
+        self.close(datagram.pack(datagram.GOODBYE, answers=reason))
 
     def send_away(self, hub: int) -> None:
         """End the connection: the agent's team is, or will be, at another hub."""
-        with suppress(OSError):
-            self._socket.send(datagram.pack(datagram.MOVED, hub))
-        self.close()
+        self.close(datagram.pack(datagram.MOVED, hub))
 
     def forget_routes(self) -> None:
         """Teams or agents have come or gone."""
@@ -109,132 +85,55 @@ class Connection:
         if reason:
             self._refuse(number, reason, skipped)
         self._acknowledge()
-        if self._paused and self._pause is None and not self._crowded(2):
+        if self.paused and not self.timed and not self._crowded(2):
             self.resume()
 
-    def resume(self) -> None:
-        """Go on reading."""
-        if self.closed or not self._paused:
-            return
-        self._paused = False
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
-        if self._held:
-            held, self._held = self._held, deque()
-            self._handle(held)
-            self._acknowledge()
-        self._watch()
+    # What the flow says
 
-    def _receiver_took(self) -> None:
-        """The inbox that was full has room."""
-        if self._held:
-            self.resume()
-
-    # Readiness
-
-    def _ready(self, events: int) -> None:
-        if events & WRITE:
-            self._writable()
-        if self.closed or not events & ~WRITE:
-            return
-        if self._paused:
-            self._hung_up()
-        else:
-            self._read()
-
-    def _read(self) -> None:
-        receive = self._socket.recv
-        came: list[bytes] = []
-        gone = False
-        for _ in range(TURN):
-            try:
-                raw = receive(_LIMIT_BYTES)
-            except BlockingIOError:
-                break
-            except ConnectionResetError:
-                continue  # what was sent before the reset is still to be read
-            except OSError:
-                gone = True
-                break
-            if not raw:
-                gone = True
-                break
-            came.append(raw)
-        if came:
-            self._handle(came)
-            if not self.closed:
-                self._acknowledge()
-        if gone and not self.closed:
-            if self._held:
-                self._hung_up()
-            else:
-                self.close()
-
-    def _hung_up(self) -> None:
-        """It sent and left. What it sent is handled when the pause is over; then its end is read."""
-        self._blocked = False
-        if self._inbox is not None:
-            self._inbox.detach()
-        self._watch()
-
-    def _writable(self) -> None:
-        self._blocked = False
-        while self._unsent:
-            try:
-                self._socket.send(self._unsent[0])
-            except BlockingIOError:
-                self._stuck()
-                return
-            except OSError:
-                return  # the end is read soon
-            self._unsent.popleft()
+    def handle(self, came: deque[bytes] | list[bytes]) -> None:
+        """Handle datagrams and tell the agent how far its messages are decided."""
+        self._handle(came)
         self._acknowledge()
-        if self._inbox is not None and not self._blocked:
+
+    def flushed(self) -> None:
+        """Go on with decisions and messages."""
+        self._acknowledge()
+        if self._inbox is not None and not self.blocked:
             self._inbox.deliver()
-        self._watch()
 
-    def _stuck(self) -> None:
-        self._blocked = True
-        self._watch()
+    def hung_up(self) -> None:
+        """Nothing more can be delivered."""
+        if self._inbox is not None and self._inbox.send == self.socket.send:
+            self._inbox.detach()
 
-    def _watch(self) -> None:
-        events = (0 if self._paused else READ) | (WRITE if self._blocked else 0)
-        if self.closed or events == self._events:
-            return
-        descriptor = self._socket.fileno()
-        if not events:
-            self._loop.remove(descriptor)  # else a hang-up would be reported again and again
-        elif not self._events:
-            self._loop.add(descriptor, events, self._ready)
-        else:
-            self._loop.change(descriptor, events)
-        self._events = events
-
-    def _hold(self, wait_s: float | None) -> None:
-        """Do not read for a while; None: until a decision comes."""
-        self._paused = True
-        if wait_s is not None:
-            self._pause = self._loop.at(time.monotonic() + wait_s, self.resume)
-        self._watch()
+    def ended(self) -> None:
+        """Give the inbox back."""
+        self._greeting.cancel()
+        self.hung_up()
+        self._office.left(self)
 
     def _silent(self) -> None:
         if self.team is None:
             self._malformed("no hello")
 
+    def _receiver_took(self) -> None:
+        """The inbox that was full has room."""
+        if self.held:
+            self.resume()
+
     # Datagrams
 
-    def _handle(self, came: Iterable[bytes], *, together: bool = False) -> None:
+    def _handle(self, came: deque[bytes] | list[bytes], *, together: bool = False) -> None:
         """Handle datagrams in order: those that only need storing with one write, others one by one.
         `together`: they came in one datagram, and may go on in one."""
-        office = self._office
-        bounds = office.bounds
+        state = self._state
+        bounds = state.bounds()
         unpack = datagram.HEADER.unpack_from
         routes = self._routes
         expected = self._expected
         most, payload_limit = bounds.max_inbox_messages, bounds.max_payload_bytes
-        room = bounds.max_queued_messages - office.totals.messages
-        room_bytes = bounds.max_queued_bytes - office.totals.bytes
+        room = bounds.max_queued_messages - state.totals.messages
+        room_bytes = bounds.max_queued_bytes - state.totals.bytes
         team: Team | None = None
         messages: list[bytes] = []
         inboxes: list[Inbox] = []
@@ -277,36 +176,42 @@ class Connection:
             if self.closed:
                 return
             if not handled:
-                self._held.append(raw)
-                self._held.extend(source)
+                self.held.append(raw)
+                self.held.extend(source)
                 counted -= 1
                 break
             expected = self._expected
-            if self._paused:
-                self._held.extend(source)
+            if self.paused:
+                self.held.extend(source)
                 break
-            room = bounds.max_queued_messages - office.totals.messages
-            room_bytes = bounds.max_queued_bytes - office.totals.bytes
+            room = bounds.max_queued_messages - state.totals.messages
+            room_bytes = bounds.max_queued_bytes - state.totals.bytes
         self._expected = expected
         if team is not None and messages:
             self._store(team, messages, inboxes, together)
         if self.closed:
             return
-        wait_s = self._bucket.spend(counted, bounds.max_sender_rate_per_s, time.monotonic())
-        if wait_s and not self._paused:
-            office.counters["rate_limited"] += 1
-            self._hold(wait_s)
+        self._spend(counted, bounds.max_sender_rate_per_s)
+
+    def _spend(self, messages: int, rate_per_s: int) -> None:
+        """Count messages against the sender's rate, and do not read it while it is ahead."""
+        if self._bucket is None:
+            return
+        wait_s = self._bucket.spend(messages, rate_per_s, time.monotonic())
+        if wait_s and not self.paused:
+            self._state.counters["rate_limited"] += 1
+            self.pause(wait_s)
 
     def _store(self, team: Team, messages: list[bytes], inboxes: list[Inbox], together: bool = False) -> None:
         try:
             team.store(messages, inboxes, together=together)
         except OSError as error:
-            self._office.no_room(team, error)
+            self._state.no_room(team, error)
             for raw in messages:
                 header = datagram.Header(raw)
                 self._decide_against(team, header.number, datagram.NO_ROOM)
             return
-        self._office.counters["accepted"] += len(messages)
+        self._state.counters["accepted"] += len(messages)
 
     def _one(self, raw: bytes) -> bool:
         """Handle one datagram with every check. False: not now, it must be held."""
@@ -348,31 +253,31 @@ class Connection:
         return True
 
     def _message(self, raw: bytes, header: datagram.Header) -> bool:
-        office = self._office
+        state = self._state
         number = header.number
-        if len(raw) - header.end > office.bounds.max_payload_bytes:
+        if len(raw) - header.end > state.bounds().max_payload_bytes:
             self._passed(number, datagram.PAYLOAD)
-        elif not (office.is_name(header.type) and (not header.receiver or office.is_name(header.receiver))):
+        elif not (state.is_name(header.type) and (not header.receiver or state.is_name(header.receiver))):
             self._passed(number, datagram.NAME)
         elif not header.receiver:
             self._off(number, len(raw))
-            office.broadcast(self.swarm_id, self, raw, self.agent, number)
+            self._lanes.fly_to_all(self, self.swarm_id, self.agent, number, raw)
             self._slow_down()
         else:
             return self._to_agent(raw, header)
         return True
 
     def _to_agent(self, raw: bytes, header: datagram.Header) -> bool:
-        office = self._office
+        state = self._state
         number = header.number
-        team_name = office.directory.team_of(self.swarm_id, header.receiver.decode())
+        team_name = state.directory.team_of(self.swarm_id, header.receiver.decode())
         if team_name is None:
             self._passed(number, datagram.NO_AGENT)
             return True
-        team = office.teams.get((self.swarm_id, team_name))
-        if team is None or office.lanes.undecided(self.swarm_id, team_name, self.agent):
+        team = state.teams.get((self.swarm_id, team_name))
+        if team is None or self._lanes.undecided(self.swarm_id, team_name, self.agent):
             self._off(number, len(raw))
-            office.lanes.fly(self, self.swarm_id, team_name, self.agent, number, raw)
+            self._lanes.fly(self, self.swarm_id, team_name, self.agent, number, raw)
             self._slow_down()
             return True
         inbox = team.inbox(header.receiver)
@@ -384,11 +289,11 @@ class Connection:
             self._passed(number, sender.refused.get(number, 0))
             return True
         now_s = time.monotonic()
-        reason = office.bound_reached(inbox, len(raw))
-        if reason == datagram.FULL and (wait_s := office.hold_s(inbox, now_s)) > 0:
-            office.counters["held_back"] += 1
+        reason = state.bound_reached(inbox, len(raw))
+        if reason == datagram.FULL and (wait_s := state.hold_s(inbox, now_s)) > 0:
+            state.counters["held_back"] += 1
             inbox.held.append(self._receiver_took)
-            self._hold(wait_s)
+            self.pause(wait_s)
             return False
         self._expected = number + 1
         if reason:
@@ -409,8 +314,8 @@ class Connection:
         self._flying_bytes += size
 
     def _slow_down(self) -> None:
-        if self._crowded(1) and not self._paused:
-            self._hold(None)
+        if self._crowded(1) and not self.paused:
+            self.pause(None)
 
     def _crowded(self, part: int) -> bool:
         return len(self._flying) * part >= MAX_UNDECIDED or self._flying_bytes * part >= MAX_UNDECIDED_BYTES
@@ -420,8 +325,8 @@ class Connection:
         if found is None:
             return True
         self.team, self._inbox = found
-        if self._greeting is not None:
-            self._greeting.cancel()
+        self._greeting.cancel()
+        self._bucket = self._state.bucket(self.swarm_id, self.agent)
         self._expected = header.number
         self._decided = header.number - 1
         try:
@@ -429,8 +334,8 @@ class Connection:
         except ValueError as error:
             return self._malformed(str(error))
         self._say(datagram.pack(datagram.WELCOME, self._inbox.consumed + 1))
-        self._inbox.send = self._socket.send
-        self._inbox.blocked = self._stuck
+        self._inbox.send = self.socket.send
+        self._inbox.blocked = self.stuck
         self._inbox.deliver()
         return True
 
@@ -456,40 +361,30 @@ class Connection:
         self._refuse(number, reason, 0)
 
     def _refuse(self, number: int, reason: int, skipped: int) -> None:
-        self._office.refused[reason] += 1
+        self._state.refused[reason] += 1
         payload = str(skipped).encode() if skipped else b""
         self._say(datagram.pack(datagram.REFUSED, number, reason, payload=payload))
 
     def _acknowledge(self) -> None:
         """Tell how far the messages are decided, unless it was told or refusals must be read first."""
         decided = (next(iter(self._flying)) if self._flying else self._expected) - 1
-        if decided <= self._decided or self._blocked or self.closed or self.team is None:
+        if decided <= self._decided or self.blocked or self.closed or self.team is None:
             return
         try:
-            self._socket.send(datagram.pack(datagram.DECIDED, decided))
+            self.socket.send(datagram.pack(datagram.DECIDED, decided))
         except BlockingIOError:
-            self._stuck()
+            self.stuck()
         except OSError:
             return  # the end is read soon
         else:
             self._decided = decided
 
     def _say(self, raw: bytes) -> None:
-        if not self._blocked and not self._unsent:
-            try:
-                self._socket.send(raw)
-            except BlockingIOError:
-                self._stuck()
-            except OSError:
-                return
-            else:
-                return
-        self._unsent.append(raw)
-        if len(self._unsent) > MAX_UNSENT:
+        if not self.say(raw):
             self._malformed("it reads no decisions")
 
     def _malformed(self, reason: str) -> bool:
-        self._office.counters["malformed"] += 1
+        self._state.counters["malformed"] += 1
         log("agent disconnected", swarm_id=self.swarm_id, agent=self.agent.decode(), reason=reason)
-        self.close(datagram.MALFORMED)
+        self.dismiss(datagram.MALFORMED)
         return True

@@ -79,21 +79,13 @@ REASONS = {
     READ: "the agent reads this inbox itself",
 }
 
-REASON_NAMES = {
+# Those that are bounds, as the counters name them.
+BOUNDS = {
     FULL: "inbox_full",
     QUEUED_MESSAGES: "queued_messages",
     QUEUED_BYTES: "queued_bytes",
     PAYLOAD: "payload",
     NO_ROOM: "no_room",
-    RATE: "rate",
-    NO_AGENT: "no_agent",
-    ENDED: "ended",
-    EARLIER: "earlier",
-    REPLACED: "replaced",
-    NAME: "name",
-    MALFORMED: "malformed",
-    STRANGER: "stranger",
-    READ: "read",
 }
 
 

@@ -37,6 +37,23 @@ class Origin(Protocol):
         """It is decided: stored for reason 0; of a broadcast some inboxes may have been skipped."""
 
 
+class _Everybody:
+    """A broadcast on its way to several teams: decided when all of them have."""
+
+    def __init__(self, origin: Origin, teams: int) -> None:
+        self._origin = origin
+        self._teams = teams
+        self._reason = 0
+        self._skipped = 0
+
+    def decided(self, number: int, reason: int, skipped: int) -> None:
+        self._teams -= 1
+        self._reason = reason or self._reason
+        self._skipped += skipped
+        if not self._teams:
+            self._origin.decided(number, self._reason, self._skipped)
+
+
 class Flight:
     """One message on a lane. `hub` has it; -1: it must be sent (again)."""
 
@@ -112,6 +129,16 @@ class Lanes:
         self.sent += 1
         if key not in lane.stalled:
             self._send(flight)
+
+    def fly_to_all(self, origin: Origin, swarm_id: str, key: bytes, number: int, raw: bytes) -> None:
+        """Send a message to every team of a swarm; `origin` is told once all have decided."""
+        teams = self._directory.teams(swarm_id)
+        if not teams:
+            origin.decided(number, datagram.ENDED, 0)
+            return
+        everybody = _Everybody(origin, len(teams))
+        for team in teams:
+            self.fly(everybody, swarm_id, team, key, number, raw)
 
     def answered(self, token: int, reason: int, skipped: int) -> None:
         """A hub decided on a flight, or said "not now"."""

@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cfn.engine.log import log
-from cfn.engine.loop import READ, WRITE, Loop, Timer
+from cfn.engine.loop import Loop
 from cfn.engine.messages import credentials
+from cfn.engine.messages.flow import Flow
 from cfn.engine.messages.listener import Listener
 
 HELLO = 1  # token: the hub's number; number: its generation
@@ -37,8 +38,6 @@ CONFIRM = 6  # name: the agent; number: everything up to it was handed over
 
 DECISION = struct.Struct("<QiI")  # token, reason (0 stored, -1 not now), inboxes skipped
 
-TURN = 64  # datagrams of one link before others have their turn
-MAX_UNSENT = 4_096  # datagrams for a hub that does not read
 MAX_FRAME_BYTES = 190_000  # below a default send buffer (212,992)
 REDIAL_S = 0.05
 HELLO_S = 2.0
@@ -80,94 +79,46 @@ def pack(
     return _HEADER.pack(kind, len(swarm), len(label), code, token, number) + swarm + label + body
 
 
-class Link:
-    """One connection to another hub, from the moment it is made. Owns its socket."""
+class Link(Flow):
+    """One connection to another hub, from the moment it is made."""
 
     def __init__(self, mesh: "Mesh", loop: Loop, connection: socket.socket, dialled: int) -> None:
-        connection.setblocking(False)
+        super().__init__(loop, connection, MAX_FRAME_BYTES + 1)
         self.hub = -1  # unknown before its hello
         self.dialled = dialled  # the hub that should be there, -1 for one that dialled us
-        self.closed = False
         self._mesh = mesh
-        self._loop = loop
-        self._socket = connection
-        self._unsent: deque[bytes] = deque()
-        loop.add(connection.fileno(), READ, self._ready)
-        self._greeting: Timer = loop.at(time.monotonic() + HELLO_S, self._silent)
-        self.send(pack(HELLO, token=mesh.number, number=mesh.generation))
+        self._greeting = loop.at(time.monotonic() + HELLO_S, self._silent)
+        self.say(pack(HELLO, token=mesh.number, number=mesh.generation))
 
-    def send(self, raw: bytes) -> bool:
-        """Send or queue; False when the other hub has let too much wait."""
-        if not self._unsent:
-            try:
-                self._socket.send(raw)
-            except BlockingIOError:
-                self._loop.change(self._socket.fileno(), READ | WRITE)
-            except OSError:
-                return False  # its end is read soon
-            else:
-                return True
-        if len(self._unsent) >= MAX_UNSENT:
-            return False
-        self._unsent.append(raw)
-        return True
-
-    def close(self) -> None:
-        """End it; the mesh is told."""
-        if self.closed:
-            return
-        self.closed = True
-        self._greeting.cancel()
-        self._loop.remove(self._socket.fileno())
-        self._socket.close()
-        self._mesh.ended(self)
-
-    def _ready(self, events: int) -> None:
-        if events & WRITE:
-            self._flush()
-        if events & ~WRITE and not self.closed:
-            self._read()
-
-    def _flush(self) -> None:
-        while self._unsent:
-            try:
-                self._socket.send(self._unsent[0])
-            except BlockingIOError:
-                return
-            except OSError:
-                return  # its end is read soon
-            self._unsent.popleft()
-        self._loop.change(self._socket.fileno(), READ)
-
-    def _read(self) -> None:
+    def handle(self, came: deque[bytes] | list[bytes]) -> None:
+        """Hand whole frames to the mesh; anything else ends the link."""
         frames = []
-        gone = False
         try:
-            for _ in range(TURN):
-                try:
-                    raw = self._socket.recv(MAX_FRAME_BYTES + 1)
-                except ConnectionResetError:
-                    continue  # what was sent before the reset is still to be read
-                if not raw:
-                    gone = True
-                    break
+            for raw in came:
                 frames.append(Frame(raw))
-        except BlockingIOError:
-            pass
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             log("mesh link dropped", hub=self.hub, reason=str(error))
-            gone = True
-        if self.hub < 0 and frames:
+            self.close()
+            return
+        if self.hub < 0:
             hello = frames.pop(0)
             if hello.kind != HELLO or not self._mesh.introduced(self, hello.token, hello.number):
-                gone = True
-                frames = []
-            else:
-                self._greeting.cancel()
+                self.close()
+                return
+            self._greeting.cancel()
         if frames:
             self._mesh.received(self.hub, frames)
-        if gone:
-            self.close()
+
+    def flushed(self) -> None:
+        """Nothing else waits for the other hub."""
+
+    def hung_up(self) -> None:
+        """A link is never paused, so its end is read at once."""
+
+    def ended(self) -> None:
+        """Tell the mesh."""
+        self._greeting.cancel()
+        self._mesh.ended(self)
 
     def _silent(self) -> None:
         if self.hub < 0:
@@ -208,12 +159,12 @@ class Mesh:
     def send(self, hub: int, raw: bytes) -> bool:
         """Send to a hub; False when it is not connected or does not read."""
         link = self._links.get(hub)
-        return link is not None and link.send(raw)
+        return link is not None and link.say(raw)
 
     def insist(self, hub: int, raw: bytes) -> None:
         """Send to a hub what it waits for. One that does not read is cut off: it repeats what it sent."""
         link = self._links.get(hub)
-        if link is not None and not link.send(raw):
+        if link is not None and not link.say(raw):
             link.close()
 
     def close(self) -> None:
@@ -258,7 +209,10 @@ class Mesh:
         self._loop.at(time.monotonic() + REDIAL_S, self._dial)
 
     def _connect(self, hub: int) -> None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:  # no descriptor is left: again soon
+            return
         try:
             connection.setblocking(False)
             connection.connect(str(self._socket_of(hub)))

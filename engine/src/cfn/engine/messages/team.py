@@ -108,6 +108,12 @@ class Inbox:
                 return
         self.waiting.extend(messages)
 
+    def release(self) -> None:
+        """There is room, or the inbox has left this hub: those who wait may try again."""
+        held, self.held = self.held, []
+        for resume in held:
+            resume()
+
     def detach(self) -> None:
         """The agent's connection is gone: what it did not consume will be sent again."""
         self.send = self.blocked = None
@@ -240,9 +246,7 @@ class Team:
         self._write_rest()
         if self._storage.size > self._rewrite_above_bytes:
             self._compact()
-        held, inbox.held = inbox.held, []
-        for resume in held:
-            resume()
+        inbox.release()
 
     def close(self, *, remove: bool) -> None:
         """Let go of the journal, or remove it with all that is in it."""
