@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.bench import coordinations, failover, resources
+from engine.bench.bars import verdicts
 from engine.bench.deployed import deployed
 from engine.bench.engine import Engine
 from engine.bench.local import local
@@ -22,7 +23,7 @@ from engine.bench.plan import QUICK, Plan
 from engine.bench.rounds import Programs
 from engine.bench.table import Row, render
 
-# In this order: what takes up tmpfs or kills something comes last.
+# In this order: resources of a new engine first, since results take up tmpfs; what kills comes last.
 GROUPS: dict[str, Callable[[Engine, Programs, Plan], Iterator[Row]]] = {
     "resources": lambda engine, _, plan: resources.rows(engine, plan),
     "coordinations": coordinations.rows,
@@ -61,6 +62,7 @@ def main() -> int:
     for program, reason in programs.said.items():
         print(f"not compared with {program}: {reason}")
     print(render(rows))
+    print("\n".join(verdicts(rows)))
     return 0
 
 

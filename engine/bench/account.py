@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from engine.bench.table import percentile
+from cfn.load.account import percentile
 
 BEFORE_S = 1.0  # a fault is noted after it was done
 AFTER_S = 15.0  # until the engine is whole again: restart, failover, and the deadline of one agent
@@ -44,9 +44,9 @@ class Reading:
 
     at_s: float
     processes: Mapping[str, int]
-    memory_mib: float
+    memory_mb: float
     descriptors: int
-    tmpfs_mib: float
+    tmpfs_mb: float
 
 
 def explained(asked: Asked, faults: Sequence[Fault]) -> bool:
@@ -129,8 +129,8 @@ def render(report: Mapping[str, Any]) -> str:
     for name in ("start", "end"):
         if reading := report[name]:
             lines.append(
-                f"{name:5} {sum(reading['processes'].values())} processes, {reading['memory_mib']:.0f} MiB, "
-                f"{reading['descriptors']} descriptors, {reading['tmpfs_mib']:.1f} MiB of tmpfs"
+                f"{name:5} {sum(reading['processes'].values())} processes, {reading['memory_mb']:.0f} MB, "
+                f"{reading['descriptors']} descriptors, {reading['tmpfs_mb']:.1f} MB of tmpfs"
             )
     lines += [f"ended early: {report['problem']}"] if report["problem"] else []
     lines.append("everything is accounted for" if report["ok"] else "NOT everything is accounted for")

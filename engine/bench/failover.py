@@ -14,11 +14,12 @@ from typing import Any
 
 from cfn.client import Client, raise_error
 from cfn.errors import CfnError
+from cfn.load.account import percentile
 from engine.bench.engine import COORDINATORS, Engine, RefusedError
 from engine.bench.machine import busy_pct
 from engine.bench.plan import Plan
 from engine.bench.processes import Process
-from engine.bench.table import Row, measured, percentile, refused
+from engine.bench.table import Row, measured, refused
 
 LIMIT_S = 20.0  # for all coordinations of one failover
 DEADLINE_MS = 10_000  # of one, for its acknowledgements

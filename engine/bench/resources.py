@@ -8,7 +8,7 @@ from engine.bench.engine import Engine, RefusedError
 from engine.bench.plan import Plan
 from engine.bench.table import Row, measured, refused
 
-MIB = 1 << 20
+MB = 1_000_000
 
 
 def rows(engine: Engine, plan: Plan) -> Iterator[Row]:
@@ -23,7 +23,7 @@ def rows(engine: Engine, plan: Plan) -> Iterator[Row]:
         finally:
             engine.shutdown(swarm_id)
     except RefusedError as error:
-        yield refused(f"memory, descriptors and tmpfs, {title}", str(error), "MiB")
+        yield refused(f"memory, descriptors and tmpfs, {title}", str(error), "MB")
 
 
 def figures(engine: Engine, title: str) -> Iterator[Row]:
@@ -34,14 +34,14 @@ def figures(engine: Engine, title: str) -> Iterator[Row]:
         pss, open_files = processes.pss_bytes(process.pid), processes.descriptors(process.pid)
         if pss is None or open_files is None:
             raise RefusedError(f"a {process.role} ended while it was looked at")
-        memory[process.role].append(pss / MIB)
+        memory[process.role].append(pss / MB)
         descriptors[process.role].append(open_files)
     for role in processes.ROLES:
         if memory[role]:
-            yield measured(f"memory (PSS) of a {role}, {title}", memory[role], "MiB")
-    yield measured(f"memory (PSS) of all processes, {title}", [sum(map(sum, memory.values()))], "MiB")
+            yield measured(f"memory (PSS) of a {role}, {title}", memory[role], "MB")
+    yield measured(f"memory (PSS) of all processes, {title}", [sum(map(sum, memory.values()))], "MB")
     for role in processes.ROLES:
         if descriptors[role]:
             yield measured(f"descriptors of a {role}, {title}", descriptors[role], "count")
     yield measured(f"descriptors of all processes, {title}", [sum(map(sum, descriptors.values()))], "count")
-    yield measured(f"tmpfs used, {title}", [processes.tree_bytes(engine.paths.shm) / MIB], "MiB")
+    yield measured(f"tmpfs used, {title}", [processes.tree_bytes(engine.paths.shm) / MB], "MB")

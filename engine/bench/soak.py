@@ -140,9 +140,9 @@ class Soak:
         reading = Reading(
             at_s=round(self._now(), 1),
             processes=dict(roles),
-            memory_mib=round(memory_bytes / (1 << 20), 1),
+            memory_mb=round(memory_bytes / 1_000_000, 1),
             descriptors=descriptors,
-            tmpfs_mib=round(processes.tree_bytes(self._engine.paths.shm) / (1 << 20), 2),
+            tmpfs_mb=round(processes.tree_bytes(self._engine.paths.shm) / 1_000_000, 2),
         )
         self.readings.append(reading)
         print(f"soak: {reading}", file=sys.stderr)

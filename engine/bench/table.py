@@ -1,6 +1,5 @@
 """Rows: what was measured, how far from the limit and the peers, and how a person reads them."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -64,12 +63,6 @@ def measured(
 def refused(name: str, reason: str, unit: str = "ms") -> Row:
     """A row without a figure, and why."""
     return Row(name=name, unit=unit, refused=reason)
-
-
-def percentile(values: Sequence[float], share_pct: float) -> float:
-    """The smallest value that at least `share_pct` percent of `values` do not exceed (nearest rank)."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(share_pct / 100 * len(ordered)) - 1)]
 
 
 def growth(name: str, rows: Sequence[Row], small: tuple[str, int], large: tuple[str, int]) -> Row:
