@@ -54,7 +54,7 @@ def one_size(
         ):
             for number in range(-1, count):  # the first is not counted: it warms all of them up
                 time.sleep(SETTLE_S)
-                one, other = sample(), in_turn(running, number, count // plan.peer_samples)
+                one, other = sample(), in_turn(programs, running, number, count // plan.peer_samples)
                 if number >= 0:
                     samples.append(one)
                     for program, value in other.items():
@@ -94,13 +94,18 @@ def swarm(engine: Engine, mode: str, agents: int) -> Iterator[Callable[[], Sampl
         engine.shutdown(swarm_id)
 
 
-def in_turn(running: dict[str, Rounds], number: int, every: int) -> dict[str, float]:
-    """One round of each program; a peer, which takes long, only each `every` rounds."""
+def in_turn(programs: Programs, running: dict[str, Rounds], number: int, every: int) -> dict[str, float]:
+    """One round of each program; a peer, which takes long, only each `every` rounds. One that died is
+    taken out, and said."""
     samples = {}
-    for program, rounds in running.items():
+    for program, rounds in list(running.items()):
         if program == "limit" or number < 0 or number % max(1, every) == 0:
             time.sleep(SETTLE_S)
-            samples[program] = rounds.sample_ms()
+            try:
+                samples[program] = rounds.sample_ms()
+            except RuntimeError as error:
+                programs.said[program] = str(error)
+                running.pop(program).close()
     return samples
 
 

@@ -10,7 +10,7 @@ class Plan:
     sizes: tuple[int, ...] = (10, 100, 300, 500, 708, 2_000)
     full: int = 708
     cold_samples: int = 15
-    warm_samples: int = 60
+    warm_samples: int = 30
     peer_samples: int = 5
     failovers: int = 50
     hangs: int = 10
