@@ -26,7 +26,9 @@ except ImportError:
 
 def connect(path: str) -> Any:
     """One connection that sends nothing of its own."""
-    connection = redis.connection.UnixDomainSocketConnection(path=path, protocol=2, driver_info=None)
+    connection = redis.connection.UnixDomainSocketConnection(
+        path=path, protocol=2, driver_info=None, socket_timeout=None
+    )
     connection.connect()
     return connection
 
