@@ -24,12 +24,8 @@ BIN = Path(__file__).parents[1] / "bin"
 
 def daemons() -> dict[str, list[str]]:
     """The daemons of this source tree and how each is started: the one place that knows."""
-    spawner = Path(sys.executable).with_name("cfn-spawner")
     start = [sys.executable, "-m", "cfn"]
-    found = {
-        "spawner": [str(spawner)] if spawner.exists() else [*start, "spawner"],
-        "conductor": [*start, "conductor"],
-    }
+    found = {name: [*start, name] for name in ("spawner", "conductor")}
     if "coordinator" in COMMANDS:
         found |= {
             f"coordinator {number}": [*start, "coordinator", str(number)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROLES = ("conductor", "coordinator", "spawner", "worker")
+SPAWNER_MODULE = "cfn.engine.lean.spawner"
 PROC = Path("/proc")
 
 
@@ -22,16 +23,16 @@ class Process:
 def role(words: Sequence[str]) -> tuple[str, int]:
     """(daemon, number of a coordinator) from a command line; ("", 0) for another program.
 
-    A daemon is started as `cfn NAME [NUMBER]`, `python -m cfn NAME [NUMBER]`, or by a command of its
-    own, `cfn-NAME`. Workers are forked, and have the command line of their spawner.
+    A daemon is started as `cfn NAME [NUMBER]` or `python -m cfn NAME [NUMBER]`; the spawner then
+    becomes a leaner interpreter of one module. Workers are forked, and have its command line.
     """
+    if any(SPAWNER_MODULE in word for word in words):
+        return "spawner", 0
     names = [word.rpartition("/")[2] for word in words]
     for place, name in enumerate(names):
         following = names[place + 1 :]
         if name == "cfn" and following and following[0] in ROLES:
             return following[0], _number(following[1:])
-        if name.removeprefix("cfn-") in ROLES and name.startswith("cfn-"):
-            return name.removeprefix("cfn-"), _number(following)
     return "", 0
 
 

@@ -16,8 +16,10 @@ from engine.bench.machine import share_pct, ticks
     [
         (["python", "-m", "cfn", "conductor"], ("conductor", 0)),
         (["python3.11", "-IS", "/opt/cfn/releases/1/bin/cfn", "coordinator", "3"], ("coordinator", 3)),
-        (["/opt/cfn/releases/1/bin/cfn-spawner"], ("spawner", 0)),
-        (["python3.11", "-IS", "/x/bin/cfn-spawner", ""], ("spawner", 0)),
+        (
+            ["python3.11", "-IS", "-c", "from cfn.engine.lean.spawner import main", "/x/lib", "3"],
+            ("spawner", 0),
+        ),
         (["python", "-m", "cfn", "spawner", ""], ("spawner", 0)),
         (["python", "-m", "cfn", "router"], ("", 0)),
         (["cfn"], ("", 0)),
