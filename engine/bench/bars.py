@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from engine.bench.table import Row
+from engine.bench.table import Row, refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,10 @@ BARS = (
 
 
 def verdicts(rows: Sequence[Row], bars: Sequence[Bar] = BARS) -> Iterator[str]:
-    """One line for each bar whose row was asked for; a figure that could not be had meets none."""
+    """One line for each bar; a row that is not there, or has no figure, meets none."""
     found = {row.name: row for row in rows}
     for bar in bars:
-        if (row := found.get(bar.row)) is None:
-            continue
+        row = found.get(bar.row, refused(bar.row, "not asked for"))
         value: float | None = getattr(row, bar.field)
         if value is None:
             word, figure = "not measured", "-"

@@ -42,7 +42,7 @@ class Failover:
     served_ms: float
     shown_ms: float | None
     states: dict[str, int]
-    restarted_workers: int
+    lost_workers: int
 
 
 def rows(engine: Engine, plan: Plan) -> Iterator[Row]:
@@ -72,8 +72,8 @@ def rows(engine: Engine, plan: Plan) -> Iterator[Row]:
             for failover in failovers
         ]
         yield measured(f"agents not done, {title}", not_done, "count", busy_pct=busy)
-        restarted = [failover.restarted_workers for failover in failovers]
-        yield measured(f"workers restarted, {title}", restarted, "count", busy_pct=busy)
+        lost = [failover.lost_workers for failover in failovers]
+        yield measured(f"workers lost, {title}", lost, "count", busy_pct=busy)
 
 
 def repeat(engine: Engine, agents: int, number: signal.Signals, count: int) -> Iterator[Failover]:
@@ -99,7 +99,7 @@ def one(
     """One failover; afterwards the coordinator is back. Raises RefusedError if it does not come back."""
     victim = find(engine, coordinator)
     before = report(engine, coordinator)
-    pids = workers(engine, swarm_id)
+    pids = workers(engine)
     with Client(engine.paths.conductor_socket, timeout_s=LIMIT_S) as client:
         running = begin(client, engine.task_id(), agents, swarm_id)
         engine.kill(victim, number)
@@ -117,12 +117,11 @@ def one(
     if number == signal.SIGSTOP and victim.pid in {process.pid for process in engine.processes()}:
         engine.kill(victim, signal.SIGCONT)
     engine.until(engine.ready, f"coordinator {coordinator} did not come back")
-    restarted = sum(pid != pids[agent] for agent, pid in workers(engine, swarm_id).items())
     return Failover(
         served_ms=(max(round.at_s for round in rounds) - struck_s) * 1_000,
         shown_ms=None if shown_s is None else (shown_s - struck_s) * 1_000,
         states={state: sum(round.states[state] for round in rounds) for state in rounds[0].states},
-        restarted_workers=restarted,
+        lost_workers=len(pids - workers(engine)),
     )
 
 
@@ -167,14 +166,13 @@ def report(engine: Engine, coordinator: int) -> tuple[object, object]:
 def shown(engine: Engine, coordinator: int, before: tuple[object, object]) -> float | None:
     """When health first says otherwise than before; None if it does not within the limit."""
     ends = time.monotonic() + LIMIT_S
-    while (now := time.monotonic()) < ends:
+    while time.monotonic() < ends:
         if report(engine, coordinator) != before:
-            return now
+            return time.monotonic()
         time.sleep(POLL_S)
     return None
 
 
-def workers(engine: Engine, swarm_id: str) -> dict[str, int]:
-    """The process id of each agent of a kept swarm."""
-    answer = engine.need("status", swarm_id=swarm_id)
-    return {agent["agent"]: agent["pid"] for agent in answer["agents"] if "coordinator" not in agent["agent"]}
+def workers(engine: Engine) -> set[int]:
+    """The workers' process ids, as the kernel says them."""
+    return {process.pid for process in engine.processes() if process.role == "worker"}

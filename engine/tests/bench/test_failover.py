@@ -23,18 +23,19 @@ UP = {"id": "coordinator-1", "state": "up", "failovers": 0}
 
 class Stage(Engine):
     """An engine of one coordinator whose answers are `outcomes`: (coordination_time_ms, states), the last
-    one for ever. A signal makes health say `after`, and the agents have `pids_after`."""
+    one for ever. A signal makes health say `after`, and the workers `workers_after` are left."""
 
     def __init__(self, root: Path) -> None:
         place: Any = type("Nowhere", (), {"paths": Paths(root)})
         super().__init__(place)
         self.outcomes: list[tuple[float, dict[str, int]]] = [(5.0, DONE)]
         self.after = {**UP, "failovers": 1}
-        self.pids_after = {"agent-1": 11, "agent-2": 12}
+        self.workers_after = [11, 12]
         self.signals: list[int] = []
 
     def processes(self) -> list[Process]:
-        return [Process(71, 71, "coordinator", 1), Process(72, 72, "worker")]
+        workers = self.workers_after if self.signals else [11, 12]
+        return [Process(71, 71, "coordinator", 1), *(Process(pid, pid, "worker") for pid in workers)]
 
     def kill(self, process: Process, number: int = signal.SIGKILL) -> None:
         assert process.pid == 71
@@ -43,9 +44,6 @@ class Stage(Engine):
     def answers(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if request["verb"] == "health":
             yield {"spawner": "up", "coordinators": [self.after if self.signals else UP]}
-        elif request["verb"] == "status":
-            pids = self.pids_after if self.signals else {"agent-1": 11, "agent-2": 12}
-            yield {"agents": [{"agent": agent, "pid": pid} for agent, pid in pids.items()]}
         else:
             yield {"state": "accepted", "task_id": request["task_id"]}
             time_ms, states = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
@@ -81,7 +79,7 @@ def test_served_again_at_the_last_acknowledgement_of_both(stage: Stage) -> None:
     # The first was asked for before the signal, so a little less; far more than all that really passes.
     assert 60_000 < found.served_ms < 90_000
     assert found.shown_ms is not None
-    assert (found.states, found.restarted_workers) == ({state: 2 * n for state, n in DONE.items()}, 0)
+    assert (found.states, found.lost_workers) == ({state: 2 * n for state, n in DONE.items()}, 0)
     assert stage.signals == [signal.SIGKILL]
 
 
@@ -92,9 +90,9 @@ def test_repeated_until_all_are_served(stage: Stage) -> None:
     assert found.states == {"done": 5, "failed": 0, "undelivered": 2, "unknown": 2}
 
 
-def test_workers_that_were_restarted_are_counted(stage: Stage) -> None:
-    stage.pids_after = {"agent-1": 11, "agent-2": 99}
-    assert fail_over(stage).restarted_workers == 1
+def test_workers_that_are_gone_are_counted(stage: Stage) -> None:
+    stage.workers_after = [11, 99]
+    assert fail_over(stage).lost_workers == 1
 
 
 def test_what_health_never_shows(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

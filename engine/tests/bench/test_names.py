@@ -50,7 +50,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     monkeypatch.setattr("engine.bench.processes.descriptors", lambda _pid: 1)
 
     def repeat(*_: object) -> Iterator[Failover]:
-        yield Failover(served_ms=1.0, shown_ms=1.0, states={"done": 1}, restarted_workers=0)
+        yield Failover(served_ms=1.0, shown_ms=1.0, states={"done": 1}, lost_workers=0)
 
     monkeypatch.setattr(failover, "repeat", repeat)
     plan = Plan(cold_samples=1, warm_samples=1, peer_samples=1)
