@@ -82,6 +82,7 @@ def account(
         "wrong_sum": wrong_sum,
         "not_done_without_a_fault": unexplained,
     }
+    shown = findings | {"not_whole": not_whole}
     return {
         "ok": bool(asked) and not any(findings.values()) and left_over == 0 and not problem,
         "problem": problem,
@@ -99,7 +100,7 @@ def account(
         "left_over": left_over,
         **{name: len(found) for name, found in findings.items()},
         "kills": dict(Counter(fault.role for fault in faults)),
-        "first": {name: [asdict(one) for one in found[:KEPT]] for name, found in findings.items()},
+        "first": {name: [asdict(one) for one in found[:KEPT]] for name, found in shown.items()},
         "faults": [asdict(fault) for fault in faults],
         "start": asdict(readings[0]) if readings else None,
         "end": asdict(readings[-1]) if readings else None,
