@@ -35,7 +35,7 @@ lab-up: $(VENV)/.ready ## Start the lab: three real systemd hosts on this machin
 
 .PHONY: lab-down
 lab-down: ## Remove every lab that these targets start
-	@if [ -x $(VENV)/bin/lab ]; then lab down && lab down --name molecule; fi
+	@if [ -x $(VENV)/bin/lab ]; then for name in demo molecule bench soak; do lab down --name $$name; done; fi
 
 .PHONY: demo
 demo: artifact ## Lab, stage 1 under a live load, gate, a degraded release, rollback
@@ -62,8 +62,14 @@ lint: $(VENV)/.ready ## Types, style and safety of everything
 	@ansible-lint
 
 .PHONY: bench
-bench: artifact ## Measure the engine on this machine against a limit in the same run
-	@python engine/bench/engine.py --output build/bench
+bench: artifact ## Measure the deployed engine against a limit and its peers
+	@python -m engine.bench --output build/bench
+
+SOAK_MINUTES ?= 60
+
+.PHONY: soak
+soak: artifact ## Coordinate each second for SOAK_MINUTES while processes are killed
+	@python -m engine.bench.soak --minutes $(SOAK_MINUTES) --output build/soak.json
 
 .PHONY: clean
 clean: lab-down ## Remove what was built, installed here, or started

@@ -1,133 +1,200 @@
-"""Measure cold coordinations on this machine, against a C program in the same run.
+"""The engine that is measured: asked at its conductor's socket, configured as an operator would.
 
-    make bench        (a table, and build/bench/engine.json)
-
-The limit forks as many processes and exchanges one message with each. Both are measured in turn,
-so that a noisy machine is noisy for both; quote the ratios. Conductor and spawner are real ones,
-in a tree of their own below /dev/shm.
+Where it runs, in a lab's host or as plain processes, is the business of deployed.py and local.py.
 """
 
-import argparse
-import json
+import itertools
 import os
-import shutil
-import statistics
+import signal
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from cfn.client import Client
-from cfn.errors import NotRunningError
+from cfn.config import edit
+from cfn.errors import CfnError
 from cfn.paths import Paths
+from engine.bench import processes
+from engine.bench.processes import Process
 
-SIZES = (1, 10, 50, 100)
-SAMPLES = 15
-START_S = 10.0
+READY_S = 30.0
+MAX_AGENTS = 2_000
+COORDINATORS = 7
+TOPOLOGIES = ("flat", "hybrid")
 
 
-@contextmanager
-def engine() -> Iterator[Paths]:
-    """A conductor and a spawner in a new tree; both are ended and the tree removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="cfn-bench-", dir="/dev/shm") as root:
-        paths = Paths(Path(root))
-        for folder in (paths.run, paths.shm, paths.state, paths.log, paths.config.parent):
-            folder.mkdir(parents=True, mode=0o750)
-        paths.config.write_text('CFN_MAX_AGENTS="100"\n')
-        environment = os.environ | {"CFN_ROOT": root}
-        daemons = [
-            subprocess.Popen([sys.executable, "-m", "cfn", name], env=environment, stdout=subprocess.DEVNULL)
-            for name in ("spawner", "conductor")
-        ]
+class RefusedError(Exception):
+    """The engine does not do what a row needs; the text says why."""
+
+
+class Place(Protocol):
+    """Where an engine runs."""
+
+    paths: Paths  # as seen from here
+    namespace: int  # inode of the process-id namespace of its processes
+    environment: bytes  # a line that only its processes have in their environment, or empty
+    commands: str  # the folder of message-bus.sh, as seen there
+
+    def argv(self, words: Sequence[str]) -> list[str]:
+        """What runs a command where the engine is."""
+        ...
+
+    def restart_conductor(self) -> None:
+        """Stop the conductor cleanly and start it again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One coordination: milliseconds to the last acknowledgement, to the last result (both as the
+    conductor says them), and until the caller had read the answer."""
+
+    acknowledged_ms: float
+    ended_ms: float
+    answered_ms: float
+
+
+class Engine:
+    """One running engine."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.paths = place.paths
+        # Results stay for a day: a second run on the same host must not ask for the same tasks.
+        self._tasks = (f"bench-{time.time_ns():x}-{number}" for number in itertools.count())
+        self._configuration: dict[str, str] = {}
+
+    def task_id(self) -> str:
+        """A task that was never asked for."""
+        return next(self._tasks)
+
+    def ask(self, request: Mapping[str, object], timeout_s: float | None = None) -> dict[str, Any]:
+        """The final answer to one request. Raises NotRunningError; an error is returned as it is."""
+        with Client(self.paths.conductor_socket, timeout_s=timeout_s) as client:
+            return client.final(request)
+
+    def need(self, verb: str, **fields: object) -> dict[str, Any]:
+        """As `ask`. Raises RefusedError with the engine's own words if the answer is an error."""
         try:
-            wait_until_it_answers(paths)
-            yield paths
-        finally:
-            for daemon in reversed(daemons):
-                daemon.terminate()
-            for daemon in daemons:
-                daemon.wait(timeout=START_S)
+            answer = self.ask({"verb": verb, **fields})
+        except CfnError as error:
+            raise RefusedError(str(error)) from error
+        if "error" in answer:
+            raise RefusedError(str(answer["error"]))
+        return answer
 
-
-def wait_until_it_answers(paths: Paths) -> None:
-    """Block until the conductor has a spawner. Raises NotRunningError after some seconds."""
-    ends = time.monotonic() + START_S
-    while True:
+    def health(self) -> dict[str, Any]:
+        """The health report, or {} while nobody answers."""
         try:
-            if ask(paths, verb="health").get("spawner") == "up":
-                return
-        except NotRunningError:
+            return self.ask({"verb": "health"}, READY_S)
+        except CfnError:
+            return {}
+
+    def coordinate(self, agents: int, swarm_id: str = "") -> Sample:
+        """One coordination that must succeed on every agent. Raises RefusedError if it does not."""
+        swarm = {"swarm_id": swarm_id} if swarm_id else {}
+        began = time.perf_counter()
+        answer = self.need("coordinate", task_id=self.task_id(), agents=agents, **swarm)
+        answered_ms = (time.perf_counter() - began) * 1_000
+        if answer["states"]["done"] != agents:
+            raise RefusedError(f"not all of {agents} agents are done: {answer['states']}")
+        sample = Sample(answer["coordination_time_ms"], answer["total_time_ms"], answered_ms)
+        if not 0 < sample.acknowledged_ms <= sample.ended_ms <= sample.answered_ms:
+            raise RefusedError(f"the times make no sense: {sample}")
+        return sample
+
+    def use(self, **configuration: str) -> None:
+        """Put keys of the configuration in force by a clean restart, which also ends all swarms.
+
+        Blocks until the engine is ready. Raises RefusedError if it does not run the topology.
+        """
+        wanted = {"CFN_AGENT_COMMAND": "", **configuration}
+        if wanted == self._configuration:
+            return
+        self._configuration = {}  # until it is in force
+        text = self.paths.config.read_text() if self.paths.config.exists() else ""
+        # In place, as an operator's editor would: the file keeps its owner and mode.
+        self.paths.config.write_text(edit(text, wanted))
+        self.place.restart_conductor()
+        self.until(self.ready, "the engine is not ready after a restart")
+        found = self.health()
+        if found.get("topology") != wanted["CFN_TOPOLOGY"]:
+            raise RefusedError(found.get("config_problem") or f"topology is {found.get('topology')}")
+        self._configuration = wanted
+
+    def ready(self) -> bool:
+        """Whether spawner and every coordinator that health names are up."""
+        health = self.health()
+        return health.get("spawner") == "up" and all(
+            coordinator["state"] == "up" for coordinator in health.get("coordinators", ())
+        )
+
+    def init(self, agents: int) -> str:
+        """Make a swarm that is kept; returns its id. Raises RefusedError if it is not whole."""
+        answer = self.need("init", agents=agents)
+        if answer["live"] != agents:
+            raise RefusedError(f"{answer['live']} of {agents} agents live: {answer.get('reason')}")
+        return str(answer["swarm_id"])
+
+    def shutdown(self, swarm_id: str) -> None:
+        """End a kept swarm, and wait until its processes are gone."""
+        self.need("shutdown", swarm_id=swarm_id)
+        self.rest()
+
+    def processes(self) -> list[Process]:
+        """Every process of this engine. Blocks while there is no spawner to tell from its workers."""
+        health: dict[str, Any] = {}
+
+        def known() -> bool:
+            health.update(self.health())
+            return health.get("spawner") == "up"
+
+        self.until(known, "the engine has no spawner")
+        return list(processes.find(self.place.namespace, self.place.environment, health["spawner_pid"]))
+
+    def rest(self) -> None:
+        """Block until no worker lives: a cold coordination starts its own, and none is kept in store."""
+        self.until(
+            lambda: not any(process.role == "worker" for process in self.processes()),
+            "workers live though no swarm needs them",
+        )
+
+    def kill(self, process: Process, number: int = signal.SIGKILL) -> None:
+        """Send a signal to one process."""
+        os.kill(process.pid, number)
+
+    def run_ms(self, words: Sequence[str]) -> float:
+        """How long a command takes where the engine is, from its start to its end, as bash sees it.
+
+        Raises RefusedError if it fails.
+        """
+        script = 'a=$EPOCHREALTIME; "$@" >/dev/null || exit; b=$EPOCHREALTIME; echo "${a/,/.} ${b/,/.}"'
+        done = subprocess.run(
+            self.place.argv(["bash", "-c", script, "bench", *words]),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise RefusedError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
+        began_s, ended_s = map(float, done.stdout.split())
+        return (ended_s - began_s) * 1_000
+
+    def until(self, satisfied: Callable[[], bool], problem: str, limit_s: float = READY_S) -> None:
+        """Block until it is so. Raises RefusedError with `problem` after a while."""
+        ends = time.monotonic() + limit_s
+        while not satisfied():
             if time.monotonic() > ends:
-                raise
-        time.sleep(0.05)
+                raise RefusedError(f"{problem} ({limit_s:.0f} s)")
+            time.sleep(0.02)
 
 
-def ask(paths: Paths, **request: object) -> dict[str, Any]:
-    """The final answer to one request."""
-    with Client(paths.conductor_socket) as client:
-        return client.final(request)
-
-
-def limit_ms(program: Path, size: int) -> float:
-    """One run of the C program."""
-    done = subprocess.run([program, str(size)], capture_output=True, text=True, check=True)
-    return float(done.stdout) / 1_000
-
-
-def cold_ms(paths: Paths, size: int, number: int) -> float:
-    """From the request at the conductor's socket to the last acknowledgement, new processes each time."""
-    answer = ask(paths, verb="coordinate", task_id=f"bench-{size}-{number}", agents=size)
-    if answer.get("delivery_rate_pct") != 100.0:
-        raise SystemExit(f"bench: {size} agents: not all delivered: {answer}")
-    return float(answer["coordination_time_ms"])
-
-
-def row(name: str, values: list[float], limits: list[float]) -> dict[str, Any]:
-    """One line of the table; the ratio is that of the medians."""
-    median = statistics.median(values)
+def base_configuration() -> dict[str, str]:
+    """The keys that every measured engine has: as many agents as the largest row."""
     return {
-        "name": name,
-        "value": round(median, 3),
-        "unit": "ms",
-        "samples": len(values),
-        "min": round(min(values), 3),
-        "max": round(max(values), 3),
-        "ratio_to_limit": round(median / statistics.median(limits), 2) if limits else None,
+        "CFN_TOPOLOGY": "hybrid",
+        "CFN_MAX_AGENTS": str(MAX_AGENTS),
+        "CFN_COORDINATORS": str(COORDINATORS),
     }
-
-
-def main() -> None:
-    """Measure, print the table, write the rows."""
-    parser = argparse.ArgumentParser(description="Measure cold coordinations against a C program.")
-    parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    program = options.output / "fork_limit"
-    compiler = shutil.which("cc")
-    if compiler:
-        source = Path(__file__).with_name("fork_limit.c")
-        subprocess.run([compiler, "-O2", "-o", program, source], check=True)
-    else:
-        print("bench: there is no C compiler (cc), so there is no limit to compare with")
-    rows = []
-    with engine() as paths:
-        for size in SIZES:
-            values, limits = [], []
-            for number in range(SAMPLES + 1):
-                values.append(cold_ms(paths, size, number))
-                limits += [limit_ms(program, size)] if compiler else []
-            rows.append(row(f"cold, {size} agents, flat", values[1:], limits[1:]))
-    print(f"load of the machine: {os.getloadavg()[0]:.2f}")
-    print(f"{'':28} {'median':>9} {'min':>9} {'max':>9} {'x the limit':>12}")
-    for line in rows:
-        ratio = "-" if line["ratio_to_limit"] is None else f"{line['ratio_to_limit']:.2f}"
-        print(f"{line['name']:28} {line['value']:9.2f} {line['min']:9.2f} {line['max']:9.2f} {ratio:>12}  ms")
-    (options.output / "engine.json").write_text(json.dumps(rows, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
