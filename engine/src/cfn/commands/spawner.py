@@ -32,7 +32,9 @@ def main(argv: list[str]) -> int:
     for descriptor in (lock, listener.fileno()):
         os.set_inheritable(descriptor, True)
     library = str(Path(cfn.__file__).parents[1])
-    os.execv(  # noqa: S606 - an argv, no shell
+    os.execve(  # noqa: S606 - an argv, no shell
         sys.executable,
         [sys.executable, "-IS", "-c", _LEAN, library, str(listener.fileno()), str(here.claims)],
+        # Symbols are looked up once, here, and not again by every child that needs them first.
+        {**os.environ, "LD_BIND_NOW": "1"},
     )

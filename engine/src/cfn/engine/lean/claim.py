@@ -15,6 +15,11 @@ from cfn.engine.lean.records import RECORD_BYTES
 
 TAKEN, EARLIER, FENCED = range(3)
 
+# Names of their own, since every worker's first steps touch, and so copy, a module's pages otherwise.
+_lockf, _pread, _pwrite = fcntl.lockf, posix.pread, posix.pwrite
+_LOCK, _UNLOCK = fcntl.LOCK_EX, fcntl.LOCK_UN
+_encode, _getpid, _now_ns = records.encode, posix.getpid, time.monotonic_ns
+
 _READ_CHUNK = 1 << 20
 
 
@@ -40,14 +45,11 @@ def take(arena: int, slot: int, key: int, ticket: bytes) -> int:
 def take_and_end(arena: int, slot: int, key: int, ticket: bytes, output: bytes) -> int:
     """Claim and end at once: for what has no effect but its short output. As `take`, and unlocked."""
     at = slot * RECORD_BYTES
-    fcntl.lockf(arena, fcntl.LOCK_EX, 1, at)
-    raw = posix.pread(arena, RECORD_BYTES, at)
+    _lockf(arena, _LOCK, 1, at)
+    raw = _pread(arena, RECORD_BYTES, at)
     if raw == ticket:
-        ended = records.encode(
-            records.ENDED, key, pid=posix.getpid(), at_ns=time.monotonic_ns(), output=output
-        )
-        posix.pwrite(arena, ended, at)
-    fcntl.lockf(arena, fcntl.LOCK_UN, 1, at)
+        _pwrite(arena, _encode(records.ENDED, key, pid=_getpid(), at_ns=_now_ns(), output=output), at)
+    _lockf(arena, _UNLOCK, 1, at)
     return TAKEN if raw == ticket else _refusal(raw, key)
 
 

@@ -11,11 +11,12 @@ import _signal  # type: ignore[import-not-found]  # typeshed has no stub; `signa
 import _socket
 import gc
 import posix
+import select
 import sys
 import time
 
-from cfn.engine.lean import control, sessions, wire
-from cfn.engine.lean.worker import Worker
+from cfn.engine.lean import control, records, sessions, wire
+from cfn.engine.lean.worker import Worker, echo, is_echo
 from cfn.engine.log import log
 from cfn.engine.loop import READ, WRITE, Loop
 from cfn.engine.notify import Watchdog, notify
@@ -30,9 +31,20 @@ if TYPE_CHECKING:
 _HAND_OUT = 20  # workers in one datagram while forking, and forks between two looks at everything else
 _END_GRACE_S = 0.5  # for a worker whose swarm has ended, before SIGKILL
 _SWEEP_DELAY_S = 0.02  # gathers deaths, since a sweep reads all of /proc
+_REHEARSALS = 40
 _BURST_S = 0.05  # of the allowed rate may be forked at once
 _WORKER_HUB, _WORKER_ARENA = 0, 1  # a command's own standard input and output replace them
-_OF_THE_UNIT = (b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"WATCHDOG_PID", b"LISTEN_FDS", b"LISTEN_PID")
+# Names of their own, since a child touches, and so copies, a module's pages otherwise.
+_setsid, _dup2, _closerange, _write = posix.setsid, posix.dup2, posix.closerange, posix.write
+_set_wakeup_fd = _signal.set_wakeup_fd
+_OF_THE_UNIT = (
+    b"LD_BIND_NOW",
+    b"NOTIFY_SOCKET",
+    b"WATCHDOG_USEC",
+    b"WATCHDOG_PID",
+    b"LISTEN_FDS",
+    b"LISTEN_PID",
+)
 
 
 class _Held:
@@ -67,8 +79,77 @@ class _Order:
         self.slot = control.number(item[3])
 
 
+class _Birth:
+    """A worker that is about to be forked: its sockets, and what it begins with."""
+
+    __slots__ = ("_hub_side", "_worker_side", "order")
+
+    def __init__(self, order: _Order) -> None:
+        self.order = order
+        self._hub_side = self._worker_side = -1
+
+    def connect(self) -> None:
+        """Make the two ends; plain numbers, so that a child has no finalizer to run. Raises OSError."""
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        self._hub_side, self._worker_side = ours.detach(), theirs.detach()
+        posix.set_blocking(self._hub_side, False)
+
+    def take_hub_side(self) -> int:
+        """The hub's end, which the caller owns from now on."""
+        taken, self._hub_side = self._hub_side, -1
+        return taken
+
+    def close(self) -> None:
+        """Close what nobody has taken."""
+        for descriptor in (self._hub_side, self._worker_side):
+            if descriptor >= 0:
+                posix.close(descriptor)
+        self._hub_side = self._worker_side = -1
+
+    def become_worker(self) -> None:
+        """The child's side of the fork; never returns. Closes every descriptor that is not its own."""
+        order = self.order
+        code = 1
+        try:
+            _setsid()
+            _dup2(self._worker_side, _WORKER_HUB, False)
+            _dup2(order.arena, _WORKER_ARENA, False)
+            _closerange(3, 1 << 30)
+            _set_wakeup_fd(-1)
+            first = None
+            if order.first is not None:
+                epoch, key, ticket, task, payload = order.first
+                first = wire.Assignment(order.index, order.slot, epoch, key, ticket, task, payload)
+            _serve(order.agent, first, _WORKER_HUB, _WORKER_ARENA)
+            code = 0
+        except BaseException as error:
+            posix.write(2, f"worker {order.agent}: {error!r}\n".encode())
+        finally:
+            posix._exit(code)
+
+
+def _serve(agent: str, first: wire.Assignment | None, hub: int, arena: int) -> None:
+    """A worker's life. The built-in agent's first task is done before anything else is made: until all
+    of a swarm have acknowledged, the rest would only be in the way."""
+    if first is not None and is_echo(first):
+        answer = echo(first, arena)
+        if answer is not None:
+            _write(hub, answer)
+            if not _await(hub):
+                return
+            first = None
+    Worker(agent, hub, arena).run(first)
+
+
+def _await(hub: int) -> bool:
+    """Block until the hub says something; False when it is gone."""
+    poller = select.poll()
+    poller.register(hub, select.POLLIN)
+    return bool(poller.poll()[0][1] & select.POLLIN)
+
+
 class Spawner:
-    """The process's one object. `run` returns on SIGTERM; workers live on while a hub holds them.
+    """The process's one object. Workers live on without it, while a hub holds them.
     `listener` is a listening SEQPACKET socket, `arenas` the folder of the claims files."""
 
     def __init__(self, listener: _socket.socket, arenas: str) -> None:
@@ -83,36 +164,32 @@ class Spawner:
         self._generation = 0
         self._rate = 0  # forks per second, 0 for no limit
         self._may_fork_at_s = 0.0
+        self._error = OSError(0, "")  # of the last fork that failed
         self._dead: set[int] = set()  # sessions to be swept
-        self._stopping = False
         listener.setblocking(False)
         self._loop.add(listener.fileno(), READ, self._accept)
         self._wake_read, self._wake_write = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
         self._loop.add(self._wake_read, READ, self._signalled)
 
     def run(self) -> None:
-        """Serve until SIGTERM. Forks happen here and only here, with nothing else on the stack."""
+        """Serve for ever; SIGTERM ends the process as it does by default, since nothing has to be put
+        away. Forks happen here and only here, with nothing else on the stack."""
         _signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         _signal.signal(_signal.SIGCHLD, lambda *_: None)
-        _signal.signal(_signal.SIGTERM, self._terminated)
-        _signal.signal(_signal.SIGINT, self._terminated)
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
         watchdog = Watchdog()
         notify("READY=1")
         log("spawner started", pid=posix.getpid())
-        unit = {name: posix.environ.pop(name) for name in _OF_THE_UNIT if name in posix.environ}
+        for name in _OF_THE_UNIT:
+            posix.environ.pop(name, None)
+        _rehearse()
         gc.collect()
         gc.disable()  # a collection in a child would touch, and so copy, every page of this heap
         gc.freeze()
-        while not self._stopping:
+        while True:
             pause_s = self._fork_some()
             self._loop.turn(min(watchdog.longest_wait_s, pause_s))
             watchdog.feed()
-        posix.environ.update(unit)
-        notify("STOPPING=1")
-        log("spawner stopped", workers=len(self._held))
-
-    def _terminated(self, *_: object) -> None:
-        self._stopping = True
 
     # Hubs
 
@@ -256,10 +333,10 @@ class Spawner:
         now_s = time.monotonic()
         if now_s < self._may_fork_at_s:
             return self._may_fork_at_s - now_s
-        ready: list[_Held] = []
         hub, swarm_id = self._todo[-1].hub, self._todo[-1].swarm_id
-        forked: set[int] = set()
-        while self._todo and len(forked) < _HAND_OUT:
+        ready: list[_Held] = []
+        births: list[_Birth] = []
+        while self._todo and len(births) < _HAND_OUT:
             order = self._todo[-1]
             if order.hub != hub or order.swarm_id != swarm_id:
                 break
@@ -268,22 +345,53 @@ class Spawner:
                 self._signal(held)  # the hub saw its end: make it true
                 self._forget(held)
                 held = None
-            if held is None:
-                try:
-                    held = self._fork(order)
-                except OSError as error:
-                    rest = [o for o in self._todo if (o.hub, o.swarm_id) == (hub, swarm_id)]
-                    self._todo = [o for o in self._todo if (o.hub, o.swarm_id) != (hub, swarm_id)]
-                    self._failed(hub, swarm_id, [o.agent for o in reversed(rest)], error)
-                    break
-                forked.add(held.pid)
             self._todo.pop()
-            ready.append(held)
-        self._hand_out(hub, ready, forked)
+            if held is not None:
+                ready.append(held)
+            else:
+                births.append(_Birth(order))
+        forked = self._fork_all(births)
+        self._hand_out(hub, ready + forked, {held.pid for held in forked})
+        if len(forked) < len(births):
+            self._give_up(hub, swarm_id, [birth.order for birth in births[len(forked) :]])
         if self._rate and forked:
             since_s = max(self._may_fork_at_s, now_s - _BURST_S)
             self._may_fork_at_s = since_s + len(forked) / self._rate
         return 0.0
+
+    def _fork_all(self, births: Sequence[_Birth]) -> list[_Held]:
+        """Fork them one right after the other: every page that is touched in between is copied again.
+        Those that could be forked, in order; `_error` says why the others could not."""
+        pids: list[int] = []
+        fork = posix.fork
+        try:
+            for birth in births:
+                birth.connect()
+            for birth in births:
+                pid = fork()
+                if pid == 0:
+                    birth.become_worker()
+                pids.append(pid)
+        except OSError as error:
+            self._error = error
+        forked = []
+        now_ns = time.monotonic_ns()
+        for birth, pid in zip(births, pids):  # noqa: B905 - those that could not be forked are left out
+            order = birth.order
+            held = _Held(order.swarm_id, order.agent, pid, birth.take_hub_side(), -1, now_ns)
+            self._held[order.swarm_id, order.agent] = held
+            self._alive[pid] = held
+            forked.append(held)
+        for birth in births:
+            birth.close()
+        return forked
+
+    def _give_up(self, hub: int, swarm_id: str, first: Sequence[_Order]) -> None:
+        """The rest of this order cannot be forked either."""
+        rest = [o for o in self._todo if (o.hub, o.swarm_id) == (hub, swarm_id)]
+        self._todo = [o for o in self._todo if (o.hub, o.swarm_id) != (hub, swarm_id)]
+        agents = [order.agent for order in (*first, *reversed(rest))]
+        self._failed(hub, swarm_id, agents, self._error)
 
     def _failed(self, hub: int, swarm_id: str, agents: Sequence[str], error: OSError) -> None:
         reason = f"no process could be started: {error.strerror}"
@@ -291,24 +399,6 @@ class Spawner:
         for start in range(0, len(agents), control.BATCH):
             listed = control.rows([(agent,) for agent in agents[start : start + control.BATCH]])
             self._tell(hub, control.message("failed", swarm_id, reason, listed))
-
-    def _fork(self, order: _Order) -> _Held:
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        descriptor, worker_end = ours.detach(), theirs.detach()  # plain numbers: no finalizer in a child
-        try:
-            pid = posix.fork()
-        except OSError:
-            posix.close(descriptor)
-            posix.close(worker_end)
-            raise
-        if pid == 0:
-            _become_worker(order, worker_end)
-        posix.close(worker_end)
-        posix.set_blocking(descriptor, False)
-        held = _Held(order.swarm_id, order.agent, pid, descriptor, -1, time.monotonic_ns())
-        self._held[order.swarm_id, order.agent] = held
-        self._alive[pid] = held
-        return held
 
     def _adopt(self, raw: bytes, descriptors: Sequence[int]) -> None:
         _, swarm_id, items = control.fields_of(raw, 3)
@@ -414,28 +504,24 @@ class Spawner:
         self._dead.clear()
 
 
-def _become_worker(order: _Order, worker_end: int) -> None:
-    """The child's side of the fork; never returns. Closes every descriptor that is not its own."""
-    code = 1
-    try:
-        posix.setsid()
-        posix.dup2(worker_end, _WORKER_HUB, inheritable=False)
-        posix.dup2(order.arena, _WORKER_ARENA, inheritable=False)
-        posix.closerange(3, 1 << 30)
-        _signal.set_wakeup_fd(-1)
-        for number in (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGINT):
-            _signal.signal(number, _signal.SIG_DFL)
-        hub = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, _WORKER_HUB)
-        first = None
-        if order.first is not None:
-            epoch, key, ticket, task, payload = order.first
-            first = wire.Assignment(order.index, order.slot, epoch, key, ticket, task, payload)
-        Worker(order.agent, hub, _WORKER_ARENA).run(first)
-        code = 0
-    except BaseException as error:
-        posix.write(2, f"worker {order.agent}: {error!r}\n".encode())
-    finally:
-        posix._exit(code)
+def _rehearse() -> None:
+    """Do here, before the first fork, what every worker does first. The interpreter adapts code to what
+    it meets and fills its caches as it runs: done once, that is in the memory of all children; else
+    each does it again, in pages that it has to copy for it."""
+    arena = posix.memfd_create("rehearsal", posix.MFD_CLOEXEC)
+    key = 1
+    ticket = records.ticket(key)
+    posix.pwrite(arena, ticket * 2 * _REHEARSALS, 0)
+    common = wire.common(key, key, ticket, wire.Task("task", "swarm", "team", "/nowhere"), b"")
+    for slot in range(0, 2 * _REHEARSALS, 2):
+        hub, worker_end = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        first = wire.read_assignment(wire.head(0, slot) + common)
+        hub.send(wire.head(slot + 1, slot + 1) + common)
+        hub.send(wire.stop())
+        _serve("agent", first, worker_end.fileno(), arena)
+        worker_end.close()
+        hub.close()
+    posix.close(arena)
 
 
 def main(listener: str, arenas: str) -> None:

@@ -15,18 +15,40 @@ from cfn.engine.lean import claim, records, wire
 from cfn.engine.lean.agent_process import AgentProcess, failure
 from cfn.errors import DamagedError
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from _socket import socket
-
 _MAX_WAITING = 64  # assignments that wait while another one runs; a hub sends them again
 
 
-class Worker:
-    """The loop of one agent. `hub` is a connected SEQPACKET socket, closed by the process's end;
-    `arena` the descriptor of the claims file of its team."""
+def is_echo(order: wire.Assignment) -> bool:
+    """Whether the built-in agent runs it, with an output that fits its claim's record: then claim, run
+    and end are one step."""
+    return not order.task.command and not order.task.slow_ms and len(order.payload) <= records.INLINE_BYTES
 
-    def __init__(self, agent: str, hub: socket, arena: int) -> None:
+
+def echo(order: wire.Assignment, arena: int) -> bytes | None:
+    """Run such a task and return what to tell the hub; None if somebody else has decided about it."""
+    output = order.payload[: order.task.max_output_bytes]
+    if claim.take_and_end(arena, order.slot, order.key, order.ticket, output) != claim.TAKEN:
+        return None
+    return wire.answer(wire.RESULT, order.index, order.epoch, output=output)
+
+
+class Worker:
+    """The loop of one agent. `hub` is the descriptor of a connected SEQPACKET socket, closed by the
+    process's end; `arena` that of the claims file of its team."""
+
+    __slots__ = (
+        "_agent",
+        "_arena",
+        "_generation",
+        "_hub",
+        "_orphaned",
+        "_process",
+        "_running",
+        "_stopping",
+        "_waiting",
+    )
+
+    def __init__(self, agent: str, hub: int, arena: int) -> None:
         self._agent = agent
         self._hub = hub
         self._arena = arena
@@ -40,8 +62,7 @@ class Worker:
     def run(self, first: wire.Assignment | None) -> None:
         """Serve until the hubs are gone or say STOP, and nothing runs any more."""
         if first is not None:
-            self._generation = first.epoch >> 32
-            self._assigned(first)
+            self._ordered(first)
         while not (self._orphaned or self._stopping) or self._running is not None:
             if self._process is not None:
                 self._wait(self._process)
@@ -55,17 +76,16 @@ class Worker:
         poller = select.poll()
         for descriptor, events in process.descriptors().items():
             poller.register(descriptor, events)
-        hub = self._hub.fileno()
         if not self._orphaned:
-            poller.register(hub, select.POLLIN)
+            poller.register(self._hub, select.POLLIN)
         timeout_s = max(0.0, process.next_s - time.monotonic())
         for descriptor, _ in poller.poll(timeout_s * 1000 + 1):
-            if descriptor == hub:
+            if descriptor == self._hub:
                 self._receive()
 
     def _receive(self) -> None:
         try:
-            raw = self._hub.recv(wire.MAX_DATAGRAM_BYTES)
+            raw = posix.read(self._hub, wire.MAX_DATAGRAM_BYTES)
         except ConnectionResetError:
             return  # what the hub had sent before it went is still to be read
         if not raw:
@@ -99,28 +119,24 @@ class Worker:
             self._waiting.append(order)
 
     def _assigned(self, order: wire.Assignment) -> None:
-        task = order.task
-        if task.slow_ms:
-            time.sleep(task.slow_ms / 1000)
-        if not task.command and len(order.payload) <= records.INLINE_BYTES:  # the built-in agent: an echo
-            output = order.payload[: task.max_output_bytes]
-            taken = claim.take_and_end(self._arena, order.slot, order.key, order.ticket, output)
-            if taken == claim.TAKEN:
-                self._answer(wire.RESULT, order, output=output)
-                return
+        if is_echo(order):
+            answer = echo(order, self._arena)
+            if answer is None:
+                self._refuse(order)
+            else:
+                self._say(answer)
+            return
+        if order.task.slow_ms:
+            time.sleep(order.task.slow_ms / 1000)
+        if claim.take(self._arena, order.slot, order.key, order.ticket) == claim.TAKEN:
+            self._answer(wire.CLAIMED, order)
+            self._start(order)
         else:
-            taken = claim.take(self._arena, order.slot, order.key, order.ticket)
-            if taken == claim.TAKEN:
-                self._answer(wire.CLAIMED, order)
-                self._start(order)
-                return
-        self._refuse(order, taken)
+            self._refuse(order)
 
-    def _refuse(self, order: wire.Assignment, taken: int) -> None:
+    def _refuse(self, order: wire.Assignment) -> None:
         """Somebody else has decided about the slot: tell what is stored, or let the hub look at it."""
-        ended = None
-        if taken == claim.EARLIER:
-            ended = claim.stored_end(self._arena, order.slot, order.key, order.task.outputs, order.index)
+        ended = claim.stored_end(self._arena, order.slot, order.key, order.task.outputs, order.index)
         if ended is None:
             self._answer(wire.REFUSED, order)
         else:
@@ -187,6 +203,6 @@ class Worker:
         """Blocks while the hub does not read: a worker has nothing better to do. Without a hub it
         is silent; the journal has what matters."""
         try:
-            self._hub.send(datagram)
+            posix.write(self._hub, datagram)
         except OSError:
             self._orphaned = True
