@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
@@ -18,7 +19,11 @@ from cfn.engine.notify import notify, watchdog_interval_s
 from cfn.paths import Paths
 from cfn.router import sockets
 from cfn.router.answers import AnswerStore
+from cfn.router.breaker_keeper import BreakerKeeper
+from cfn.router.connections import Connections, connection_limit
+from cfn.router.engine_watch import EngineWatch
 from cfn.router.events import EventLog
+from cfn.router.gate import WAITING_PER_SLOT
 from cfn.router.generation import Generation, GenerationBook, generation_event
 from cfn.router.http import application
 from cfn.router.service import Service
@@ -27,6 +32,7 @@ from cfn.router.v1 import V1
 from cfn.router.v2 import V2
 
 POLL_S = 0.2
+BACKLOG = 4_096
 DRAIN_S = 10.0
 
 
@@ -44,13 +50,19 @@ class Router:
         self._book = GenerationBook(state / "generation.json")
         self._events = EventLog(paths.events)
         self._env_problem = ""
+        self._v2 = V2(paths.conductor_socket)
+        self._engine = EngineWatch(self._v2)
+        self._breaker = BreakerKeeper(state / "breaker.json", self._record)
         self.stop = asyncio.Event()
         self.reload = asyncio.Event()
         self.service = Service(
             generation=self._put_in_force(None),
             v1=V1(paths),
-            v2=V2(paths.conductor_socket),
+            v2=self._v2,
             events=self._events,
+            record=self._record,
+            breaker=self._breaker,
+            engine=self._engine,
             answers=AnswerStore(state / "answers.journal"),
             stats=Stats(),
             host=self._host,
@@ -63,14 +75,20 @@ class Router:
         listening = sockets.listeners(
             self._paths.router_socket, self.service.generation.config.router_port, given
         )
+        connections = Connections(limit=connection_limit())
         runner = web.AppRunner(
-            application(self.service, self.status), access_log=None, shutdown_timeout=DRAIN_S
+            application(self.service, connections, self.status), access_log=None, shutdown_timeout=DRAIN_S
         )
         await runner.setup()
+        assert runner.server is not None  # noqa: S101 - for the type checker
         self.service.resume()
+        beside = [
+            asyncio.create_task(self._engine.run(), name="engine watch"),
+            asyncio.create_task(connections.watch(runner.server), name="connections"),
+        ]
         try:
             for listener in listening:
-                await web.SockSite(runner, listener.socket, backlog=1_024).start()
+                await web.SockSite(runner, listener.socket, backlog=BACKLOG).start()
             notify("READY=1")
             log(
                 "router-ready",
@@ -82,6 +100,8 @@ class Router:
         finally:
             notify("STOPPING=1")
             ends_s = time.monotonic() + DRAIN_S
+            for task in beside:
+                task.cancel()
             await runner.cleanup()
             await self.service.drain(max(0.0, ends_s - time.monotonic()))
             for listener in listening:
@@ -111,6 +131,8 @@ class Router:
             generation = self._put_in_force(self.service.generation)
             self.service.generation = generation
             self.service.stats.put_in_force(generation)
+        if silent_s := self._engine.silent_s:
+            self._breaker.silent(silent_s)
         if self.config_problem != problem_before:
             log("config-problem", problem=self.config_problem or "none any more")
 
@@ -118,6 +140,7 @@ class Router:
         """Number the configuration, record it and render it for units and bash."""
         config = self._follower.config
         generation, new = self._book.put_in_force(config, time.time())
+        self._events.max_bytes, self._events.parts = config.events_size_mb << 20, config.events_parts
         if new:
             self._events.append(generation_event(generation, host=self._host, release=self._release))
             log(
@@ -128,12 +151,17 @@ class Router:
                 epoch=config.epoch,
                 before=before.number if before else None,
             )
+        self._breaker.follow(config, generation=generation.number)
+        self._engine.want(config.coordination_version == "v2" and config.traffic_pct > 0)
         try:
             write_atomically(self._paths.env, render_env(config), mode=0o640)
             self._env_problem = ""
         except OSError as error:
             self._env_problem = f"{self._paths.env} cannot be written: {error.strerror}"
         return generation
+
+    def _record(self, record: Mapping[str, Any]) -> None:
+        self._events.append({"v": 1, "host": self._host, "release": self._release, **record})
 
     @property
     def config_problem(self) -> str:
@@ -143,6 +171,8 @@ class Router:
     def status(self) -> dict[str, Any]:
         """The object of `/status` (docs/reference/router.md)."""
         generation = self.service.generation
+        v1 = self.service.v1
+        capacity_per_s = v1.capacity_per_s(generation.config)
         return {
             "pid": os.getpid(),
             "host": self._host,
@@ -155,7 +185,18 @@ class Router:
             "max_agents": generation.config.max_agents,
             "config_problem": self.config_problem,
             **self.service.stats.as_json(),
-            "v1": {"running": self.service.v1.gate.running, "waiting": self.service.v1.gate.waiting},
+            "v1": {
+                "enabled": generation.config.v1_enabled,
+                "running": v1.gate.running,
+                "waiting": v1.gate.waiting,
+                "concurrency": generation.config.v1_concurrency,
+                "queue": generation.config.v1_concurrency * WAITING_PER_SLOT,
+                "capacity_per_s": None if capacity_per_s is None else round(capacity_per_s, 3),
+                "capacity_declared": generation.config.v1_capacity_per_s > 0,
+            },
+            "breaker": self._breaker.as_json(),
+            "engine": {"silent_s": round(self._engine.silent_s, 3), "problem": self._engine.problem},
+            "shadow": dict(self.service.shadow.results),
             "events_lost": self._events.lost,
             "events_problem": self._events.problem,
             "answers_lost": self.service.answers.lost,
