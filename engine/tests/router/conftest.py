@@ -136,6 +136,7 @@ class FakeConductor:
     tasks: dict[str, dict[str, AgentResult]] = field(default_factory=dict)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     server: asyncio.Server | None = None
+    writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     async def start(self) -> None:
         self.server = await asyncio.start_unix_server(self._serve, self.path)
@@ -144,8 +145,11 @@ class FakeConductor:
         if self.server:
             self.server.close()
             self.path.unlink(missing_ok=True)
+            for writer in self.writers:
+                writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.add(writer)
         with contextlib.suppress(ConnectionError):
             while line := await reader.readline():
                 question = json.loads(line)
@@ -158,6 +162,7 @@ class FakeConductor:
                 else:
                     await self._answer(question, writer)
                 await writer.drain()
+        self.writers.discard(writer)
         writer.close()
 
     async def _answer(self, question: dict[str, Any], writer: asyncio.StreamWriter) -> None:

@@ -44,7 +44,7 @@ def coordination(*states: AgentState, time_ms: float = 1.0) -> Coordination:
         (V2End.REVOKED, [D, R, R], None, []),  # slow but complete reruns nothing
         (V2End.REFUSED, [U, U], "error", ["agent-1", "agent-2"]),
         (V2End.OVERLOADED, [U, U], "error", ["agent-1", "agent-2"]),
-        (V2End.HELD, [U, U], "breaker", ["agent-1", "agent-2"]),
+        (V2End.HELD, [U, U], "error", ["agent-1", "agent-2"]),
         (V2End.LOST, [X, X], None, []),  # nothing is certain, so nothing is rerun
     ],
 )
@@ -98,7 +98,7 @@ def test_only_agents_that_never_started_are_ever_given_to_v1(
         (Config(fallback_enabled=False), V2End.OVERLOADED, True, True, None),
         (Config(v1_enabled=False), V2End.OVERLOADED, True, True, None),
         (CONFIG, V2End.NOT_ACCEPTED, False, False, "error"),  # waits for its turn
-        (Config(fallback_enabled=False), V2End.HELD, False, False, "breaker"),
+        (Config(fallback_enabled=False), V2End.HELD, False, False, "error"),
         (Config(v1_enabled=False), V2End.NOT_ACCEPTED, True, False, None),
         (Config(v1_enabled=False), V2End.ANSWERED, True, False, None),
     ],

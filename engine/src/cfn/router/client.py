@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from cfn.errors import DamagedError, NotRunningError, UsageError
+from cfn.errors import CfnError, DamagedError, NotRunningError, UsageError
 
 _AGAIN_S = 0.1
 
@@ -39,6 +39,15 @@ class RouterClient:
     def get(self, path: str) -> tuple[int, dict[str, Any]]:
         """Status and JSON object. Raises NotRunningError if the router does not answer."""
         return self._ask("GET", path, None, self._timeout_s)
+
+    def move_breaker(self, state: str, *, reason: str, by: str) -> dict[str, Any]:
+        """Open or close the breaker. Raises NotRunningError, and CfnError if it is not allowed."""
+        status, answer = self._ask(
+            "POST", "/v1/breaker", {"state": state, "reason": reason, "by": by}, self._timeout_s
+        )
+        if status != 200:
+            raise CfnError(f"the router did not move the breaker: {answer.get('error', status)}")
+        return answer
 
     def coordinate(self, request: Mapping[str, Any], *, answer_s: float) -> tuple[int, dict[str, Any]]:
         """Run a task and wait for its end, at most `answer_s`; asks again while it still runs.

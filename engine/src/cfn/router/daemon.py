@@ -33,6 +33,8 @@ from cfn.router.v2 import V2
 
 POLL_S = 0.2
 BACKLOG = 4_096
+# Beside the events, in the same form: what the router did that is no coordination under the split.
+NOTES = "router-events.jsonl"
 DRAIN_S = 10.0
 
 
@@ -52,7 +54,8 @@ class Router:
         self._env_problem = ""
         self._v2 = V2(paths.conductor_socket)
         self._engine = EngineWatch(self._v2)
-        self._breaker = BreakerKeeper(state / "breaker.json", self._record)
+        self._notes = EventLog(paths.log / NOTES)
+        self._breaker = BreakerKeeper(state / "breaker.json", self._note)
         self.stop = asyncio.Event()
         self.reload = asyncio.Event()
         self.service = Service(
@@ -60,7 +63,7 @@ class Router:
             v1=V1(paths),
             v2=self._v2,
             events=self._events,
-            record=self._record,
+            notes=self._notes,
             breaker=self._breaker,
             engine=self._engine,
             answers=AnswerStore(state / "answers.journal"),
@@ -107,6 +110,7 @@ class Router:
             for listener in listening:
                 sockets.close(listener)
             self._events.close()
+            self._notes.close()
             self.service.answers.close()
             log("router-ended", pid=os.getpid())
 
@@ -140,7 +144,8 @@ class Router:
         """Number the configuration, record it and render it for units and bash."""
         config = self._follower.config
         generation, new = self._book.put_in_force(config, time.time())
-        self._events.max_bytes, self._events.parts = config.events_size_mb << 20, config.events_parts
+        for records in (self._events, self._notes):
+            records.max_bytes, records.parts = config.events_size_mb << 20, config.events_parts
         if new:
             self._events.append(generation_event(generation, host=self._host, release=self._release))
             log(
@@ -160,8 +165,8 @@ class Router:
             self._env_problem = f"{self._paths.env} cannot be written: {error.strerror}"
         return generation
 
-    def _record(self, record: Mapping[str, Any]) -> None:
-        self._events.append({"v": 1, "host": self._host, "release": self._release, **record})
+    def _note(self, record: Mapping[str, Any]) -> None:
+        self._notes.append({"v": 1, "host": self._host, "release": self._release, **record})
 
     @property
     def config_problem(self) -> str:
@@ -197,8 +202,8 @@ class Router:
             "breaker": self._breaker.as_json(),
             "engine": {"silent_s": round(self._engine.silent_s, 3), "problem": self._engine.problem},
             "shadow": dict(self.service.shadow.results),
-            "events_lost": self._events.lost,
-            "events_problem": self._events.problem,
+            "events_lost": self._events.lost + self._notes.lost,
+            "events_problem": self._events.problem or self._notes.problem,
             "answers_lost": self.service.answers.lost,
         }
 

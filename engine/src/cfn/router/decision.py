@@ -11,7 +11,7 @@ from cfn.coordination import AgentResult, AgentState, Coordination
 from cfn.router.split import Version, bucket, ordered_version
 
 Reason = Literal["split", "over_capacity", "override"]
-Fallback = Literal["error", "time", "delivery", "breaker"]
+Fallback = Literal["error", "time", "delivery"]
 Served = Literal["v1", "v2", "both", "none"]
 Outcome = Literal["done", "partial", "failed", "refused"]
 # What a hybrid engine says of its two levels, beside the rates of the whole.
@@ -103,7 +103,7 @@ def decide(result: V2Result, config: Config, *, v1_takes_list: bool, v1_free: bo
         return Decision(detail=result.detail)
     if not config.v1_enabled:
         return Decision(detail=_join(result.detail, "there is no V1 (CFN_V1_ENABLED is false)"))
-    if not config.fallback_enabled and cause != "breaker":
+    if not config.fallback_enabled and result.end is not V2End.HELD:
         return Decision(detail=_join(result.detail, "CFN_FALLBACK_ENABLED is false"))
     whole = len(never_started) == result.coordination.agents
     if not whole and not v1_takes_list:
@@ -114,8 +114,6 @@ def decide(result: V2Result, config: Config, *, v1_takes_list: bool, v1_free: bo
 
 
 def _cause(result: V2Result, config: Config) -> Fallback | None:
-    if result.end is V2End.HELD:
-        return "breaker"
     if result.untouched:
         return "error"
     if result.end is V2End.REVOKED:

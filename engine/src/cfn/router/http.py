@@ -127,7 +127,7 @@ class _Handlers:
                 "v1_running": service.v1.gate.running,
                 "v1_waiting": service.v1.gate.waiting,
                 "v1_capacity": service.v1.capacity_per_s(service.generation.config),
-                "events_lost": service.events.lost,
+                "events_lost": service.events.lost + service.notes.lost,
                 "answers_lost": service.answers.lost,
                 "config_problem": 1 if self._status()["config_problem"] else 0,
                 "engine_silent_seconds": service.engine.silent_s,

@@ -43,8 +43,9 @@ class Job:
 class Ending:
     """How a task ended. `coordination` is the caller's view; `own` is the ordered version's own part,
     to which the rates of the event belong. `detail` says for people what went wrong, if anything.
-    `phases_ms` is how long each part took; `levels` holds rates of LEVEL_RATES that V2 reported. Of a
-    task that was refused nothing was started, and it may come again after `retry_after_s`."""
+    `held` is True if V2 was not asked because the breaker was open. `phases_ms` is how long each part
+    took; `levels` holds rates of LEVEL_RATES that V2 reported. Of a task that was refused nothing was
+    started, and it may come again after `retry_after_s`."""
 
     coordination: Coordination
     own: Coordination
@@ -52,6 +53,7 @@ class Ending:
     outcome: Outcome
     fallback: Fallback | None = None
     detail: str = ""
+    held: bool = False
     phases_ms: Mapping[str, float] = field(default_factory=dict)
     levels: Mapping[str, float] = field(default_factory=dict)
     refused_by: Version | None = None
@@ -110,6 +112,7 @@ def coordination_event(
         "served": ending.served,
         "reason": job.reason,
         "fallback": ending.fallback,
+        "held_by_breaker": ending.held,
         "outcome": ending.outcome,
         "detail": ending.detail,
         "states": ending.coordination.states,

@@ -60,7 +60,7 @@ class Runner:
             if decision.fallback
             else self._finish(task, first, decision)
         )
-        return replace(ending, levels=first.levels)
+        return replace(ending, levels=first.levels, held=first.end is V2End.HELD)
 
     async def conclude(self, job: Job, v1_agents: Sequence[str], config: Config) -> Ending | None:
         """The ending of a task that the last process left open; None if nothing of it was started."""

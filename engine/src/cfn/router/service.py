@@ -3,7 +3,7 @@ answer."""
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from cfn.router import shadow
 from cfn.router.answers import AnswerStore
 from cfn.router.breaker import State
 from cfn.router.breaker_keeper import BreakerKeeper
+from cfn.router.clock import utc_text
 from cfn.router.decision import route
 from cfn.router.engine_watch import EngineWatch
 from cfn.router.events import EventLog
@@ -29,7 +30,6 @@ from cfn.router.v2 import V2
 # A task under way. Its result is the answer; None if nothing of it was ever started, so that its id
 # may be used again (only after a restart).
 Run = asyncio.Task[Answer | None]
-Record = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class Running:
 
 class Service:
     """Runs tasks on V1 and V2. `generation` is replaced when the configuration changes; a task keeps
-    the one it was routed under. `record` writes one event. Belongs to one event loop."""
+    the one it was routed under. `events` is what the gate reads, `notes` what it does not. Belongs to
+    one event loop."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class Service:
         v1: V1,
         v2: V2,
         events: EventLog,
-        record: Record,
+        notes: EventLog,
         answers: AnswerStore,
         breaker: BreakerKeeper,
         engine: EngineWatch,
@@ -68,7 +69,8 @@ class Service:
         self.breaker = breaker
         self.engine = engine
         self.stats = stats
-        self.shadow = Shadow(v2, record)
+        self.notes = notes
+        self.shadow = Shadow(v2, self._note)
         self._runner = Runner(v1=v1, v2=v2, answers=answers, breaker=breaker, engine=engine)
         self._origin = {"host": host, "release": release}
         self._running: dict[str, Running] = {}
@@ -142,6 +144,9 @@ class Service:
         await self.shadow.stop()
         self.v2.close()
 
+    def _note(self, record: Mapping[str, Any]) -> None:
+        self.notes.append({"v": 1, **self._origin, "time": utc_text(time.time()), **record})
+
     def _start(
         self,
         job: Job,
@@ -182,7 +187,9 @@ class Service:
         now = time.time()
         # A task of the last process began before this one did: only the clock on the wall knows when.
         total_s = time.monotonic() - began_s if request else max(0.0, now - job.arrived_unix_s)
-        self.events.append(coordination_event(job, ending, **self._origin, now_unix_s=now, total_s=total_s))
+        event = coordination_event(job, ending, **self._origin, now_unix_s=now, total_s=total_s)
+        # What a tester chose is no evidence of the split, and the gate does not see it.
+        (self.notes if job.reason == "override" else self.events).append(event)
         self.stats.ended(job, ending, total_s=total_s)
         if request is not None and config is not None and shadow.wanted(job, ending, config):
             well = self.breaker.breaker.state is State.CLOSED and not self.engine.hangs
