@@ -45,7 +45,8 @@ async def test_coordinate_directly_needs_no_router(
 async def test_exit_codes_of_coordinate(
     start_router: StartRouter, tree: Paths, conductor: FakeConductor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (await cfn(capsys, "coordinate", "--agents", "1", "t-0"))[0] == 3  # no router
+    down = ("coordinate", "--when-down", "fail", "--agents", "1", "t-0")
+    assert (await cfn(capsys, *down))[0] == 3
     configure(tree, FALLBACK_ENABLED="false")
     await start_router()
     conductor.claims = lambda _: 1

@@ -154,6 +154,17 @@ class AnswerStore:
             os.close(gone)
 
 
+def knows(path: Path, task_id: str) -> bool:
+    """Whether the journal at `path`, or the one before it, mentions a task, without opening a store.
+    Reads them whole. Raises OSError if one is there and cannot be read."""
+    head = task_id.encode() + b" "
+    for file in (path, path.with_name(path.name + ".1")):
+        with suppress(FileNotFoundError):
+            if any(line.startswith(head) for line in _whole_lines(file)):
+                return True
+    return False
+
+
 def _whole_lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         for line in file:

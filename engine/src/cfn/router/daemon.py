@@ -17,7 +17,7 @@ from cfn.config_follower import ConfigFollower, write_atomically
 from cfn.engine.log import log
 from cfn.engine.notify import notify, watchdog_interval_s
 from cfn.paths import Paths
-from cfn.router import sockets
+from cfn.router import direct, sockets
 from cfn.router.answers import AnswerStore
 from cfn.router.breaker_keeper import BreakerKeeper
 from cfn.router.connections import Connections, connection_limit
@@ -68,6 +68,7 @@ class Router:
             engine=self._engine,
             answers=AnswerStore(state / "answers.journal"),
             stats=Stats(),
+            direct_answers=direct.folder(paths),
             host=self._host,
             release=self._release,
         )
@@ -85,6 +86,7 @@ class Router:
         await runner.setup()
         assert runner.server is not None  # noqa: S101 - for the type checker
         self.service.resume()
+        direct.sweep(direct.folder(self._paths), self.service.generation.config.retention_s, time.time())
         beside = [
             asyncio.create_task(self._engine.run(), name="engine watch"),
             asyncio.create_task(connections.watch(runner.server), name="connections"),

@@ -61,12 +61,14 @@ class V2End(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class V2Result:
-    """What V2 made of a task; `detail` says why, for people, unless it simply answered. `levels` holds
-    those of LEVEL_RATES that it reported; `retry_after_s` goes with OVERLOADED."""
+    """What V2 made of a task; `detail` says why, for people, unless it simply answered. `raw` is the
+    coordination as V2 wrote it, where it is the last word; `levels` holds those of LEVEL_RATES that it
+    reported; `retry_after_s` goes with OVERLOADED."""
 
     end: V2End
     coordination: Coordination
     detail: str = ""
+    raw: bytes | None = None
     levels: Mapping[str, float] = field(default_factory=dict)
     retry_after_s: int = 0
 
@@ -169,6 +171,8 @@ def uniform(
 
 def settle(coordination: Coordination, reason: str) -> Coordination:
     """Nothing more will be heard of this task: what is not final is unknown."""
+    if coordination.complete:
+        return coordination
     return replace(
         coordination,
         results=tuple(

@@ -22,6 +22,7 @@ class EventLog:
     def __init__(self, path: Path, *, max_bytes: int = 256 << 20, parts: int = 16) -> None:
         self._path = path
         self._descriptor = -1
+        self._file = (0, 0)
         self.max_bytes = max_bytes
         self.parts = parts
         self.lost = 0
@@ -51,6 +52,8 @@ class EventLog:
             self._descriptor = os.open(
                 self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640
             )
+            mine = os.fstat(self._descriptor)
+            self._file = (mine.st_dev, mine.st_ino)
         written = os.write(self._descriptor, line)
         if written < len(line):
             # Half a line would damage the next one too.
@@ -66,10 +69,9 @@ class EventLog:
         except FileNotFoundError:
             self.close()
             return
-        mine = os.fstat(self._descriptor)
-        if (at_path.st_dev, at_path.st_ino) != (mine.st_dev, mine.st_ino):
+        if (at_path.st_dev, at_path.st_ino) != self._file:
             self.close()
-        elif mine.st_size >= self.max_bytes:
+        elif at_path.st_size >= self.max_bytes:
             self.close()
             self._rotate()
 

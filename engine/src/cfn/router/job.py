@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from cfn.coordination import Coordination
@@ -31,7 +31,7 @@ class Job:
     def as_facts(self, *, v1_agents: list[str] | None = None) -> dict[str, Any]:
         """What the journal keeps until the task has ended; `v1_agents` are those that V1 is about to
         run."""
-        return asdict(self) | {"v1_agents": v1_agents}
+        return {name: getattr(self, name) for name in self.__slots__} | {"v1_agents": v1_agents}
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "Job":
@@ -43,9 +43,10 @@ class Job:
 class Ending:
     """How a task ended. `coordination` is the caller's view; `own` is the ordered version's own part,
     to which the rates of the event belong. `detail` says for people what went wrong, if anything.
-    `held` is True if V2 was not asked because the breaker was open. `phases_ms` is how long each part
-    took; `levels` holds rates of LEVEL_RATES that V2 reported. Of a task that was refused nothing was
-    started, and it may come again after `retry_after_s`."""
+    `raw` is `coordination` as V2 wrote it, if nothing was added to that. `held` is True if V2 was not
+    asked because the breaker was open. `phases_ms` is how long each part took; `levels` holds rates of
+    LEVEL_RATES that V2 reported. Of a task that was refused nothing was started, and it may come again
+    after `retry_after_s`."""
 
     coordination: Coordination
     own: Coordination
@@ -53,6 +54,7 @@ class Ending:
     outcome: Outcome
     fallback: Fallback | None = None
     detail: str = ""
+    raw: bytes | None = None
     held: bool = False
     phases_ms: Mapping[str, float] = field(default_factory=dict)
     levels: Mapping[str, float] = field(default_factory=dict)
@@ -72,7 +74,7 @@ class Answer:
 
 def answer(job: Job, ending: Ending) -> Answer:
     """The answer to the caller. A refusal leaves the task's id free."""
-    body = json.dumps(
+    head = json.dumps(
         {
             "outcome": ending.outcome,
             "task_id": job.task_id,
@@ -82,19 +84,28 @@ def answer(job: Job, ending: Ending) -> Answer:
             "reason": job.reason,
             "fallback": ending.fallback,
             "detail": ending.detail,
-            "coordination": ending.coordination.as_json(),
         }
-    ).encode()
+    )
+    # V2's own object is passed on as it came: making it again would be a fifth of the work.
+    coordination = ending.raw or json.dumps(ending.coordination.as_json()).encode()
+    body = head[:-1].encode() + b', "coordination": ' + coordination + b"}"
     if ending.outcome != "refused":
         return Answer(body)
     return Answer(body, 429 if ending.refused_by == "v2" else 503, ending.retry_after_s)
 
 
 def coordination_event(
-    job: Job, ending: Ending, *, host: str, release: str, now_unix_s: float, total_s: float
+    job: Job,
+    ending: Ending,
+    *,
+    states: Mapping[str, int],
+    host: str,
+    release: str,
+    now_unix_s: float,
+    total_s: float,
 ) -> dict[str, Any]:
-    """The record of type `coordination` (docs/reference/records.md). `total_s` is the time since the
-    request came, of a clock that nobody sets."""
+    """The record of type `coordination` (docs/reference/records.md). `states` are those of the ending's
+    coordination; `total_s` is the time since the request came, of a clock that nobody sets."""
     own = ending.own
     event: dict[str, Any] = {
         "v": 1,
@@ -115,7 +126,7 @@ def coordination_event(
         "held_by_breaker": ending.held,
         "outcome": ending.outcome,
         "detail": ending.detail,
-        "states": ending.coordination.states,
+        "states": states,
         "coordination_time_ms": round(own.coordination_time_ms, 3),
         "delivery_rate_pct": round(own.delivery_rate_pct, 3),
         "completion_rate_pct": round(own.completion_rate_pct, 3),

@@ -60,7 +60,9 @@ class Runner:
             if decision.fallback
             else self._finish(task, first, decision)
         )
-        return replace(ending, levels=first.levels, held=first.end is V2End.HELD)
+        if first.levels or first.end is V2End.HELD:
+            return replace(ending, levels=first.levels, held=first.end is V2End.HELD)
+        return ending
 
     async def conclude(self, job: Job, v1_agents: Sequence[str], config: Config) -> Ending | None:
         """The ending of a task that the last process left open; None if nothing of it was started."""
@@ -118,6 +120,7 @@ class Runner:
             served=served_by(first, decision, v1_ran=False),
             outcome=outcome_of(own),
             detail=decision.detail,
+            raw=first.raw,
             phases_ms={"v2": own.total_time_ms},
         )
 

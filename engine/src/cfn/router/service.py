@@ -2,15 +2,17 @@
 answer."""
 
 import asyncio
+import json
 import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cfn.config import Config
 from cfn.engine.log import log
 from cfn.errors import UsageError
-from cfn.router import shadow
+from cfn.router import direct, shadow
 from cfn.router.answers import AnswerStore
 from cfn.router.breaker import State
 from cfn.router.breaker_keeper import BreakerKeeper
@@ -58,6 +60,7 @@ class Service:
         breaker: BreakerKeeper,
         engine: EngineWatch,
         stats: Stats,
+        direct_answers: Path,
         host: str,
         release: str,
     ) -> None:
@@ -69,6 +72,7 @@ class Service:
         self.breaker = breaker
         self.engine = engine
         self.stats = stats
+        self._direct = direct_answers
         self.notes = notes
         self.shadow = Shadow(v2, self._note)
         self._runner = Runner(v1=v1, v2=v2, answers=answers, breaker=breaker, engine=engine)
@@ -118,6 +122,10 @@ class Service:
         if running is not None:
             return running
         kept = self.answers.get(task_id)
+        if kept is None:  # a client may have run it while there was no router
+            kept = direct.kept(self._direct, task_id)
+            if kept == direct.RUNNING:
+                return Answer(json.dumps({"task_id": task_id, "state": "running"}).encode(), 202)
         return Answer(kept) if kept is not None else None
 
     def resume(self) -> None:
@@ -187,10 +195,13 @@ class Service:
         now = time.time()
         # A task of the last process began before this one did: only the clock on the wall knows when.
         total_s = time.monotonic() - began_s if request else max(0.0, now - job.arrived_unix_s)
-        event = coordination_event(job, ending, **self._origin, now_unix_s=now, total_s=total_s)
+        states = ending.coordination.states
+        event = coordination_event(
+            job, ending, states=states, **self._origin, now_unix_s=now, total_s=total_s
+        )
         # What a tester chose is no evidence of the split, and the gate does not see it.
         (self.notes if job.reason == "override" else self.events).append(event)
-        self.stats.ended(job, ending, total_s=total_s)
+        self.stats.ended(job, ending, states=states, total_s=total_s)
         if request is not None and config is not None and shadow.wanted(job, ending, config):
             well = self.breaker.breaker.state is State.CLOSED and not self.engine.hangs
             self.shadow.repeat(job, request, ending, config, well=well)

@@ -180,11 +180,11 @@ class Stats:
         """A task of the last process turned out never to have been started."""
         self.in_flight -= 1
 
-    def ended(self, job: Job, ending: Ending, *, total_s: float) -> None:
-        """A task was answered or given up."""
+    def ended(self, job: Job, ending: Ending, *, states: Mapping[str, int], total_s: float) -> None:
+        """A task was answered or given up; `states` are those of the ending's coordination."""
         self.in_flight -= 1
         self._child(self._requests, job.ordered, ending.served, ending.outcome, job.reason).inc()
-        for state, count in ending.coordination.states.items():
+        for state, count in states.items():
             if count:
                 self._child(self._agents, job.ordered, state).inc(count)
         if ending.fallback:

@@ -73,7 +73,7 @@ class V2:
         """One question, its last answer. Raises NotRunningError if nothing was sent, ConnectionError
         or TimeoutError if it is unknown what became of it, RefusedError if the conductor says no."""
         async with asyncio.timeout(timeout_s):
-            return _checked(await self._link.exchange(question))
+            return _checked((await self._link.exchange(question))[0])
 
     async def begin(self, task: V2Task) -> V2Result:
         """Run the task until every agent is final, or until V1 has to be called in.
@@ -101,9 +101,12 @@ class V2:
         while loop.time() < until_s:
             try:
                 async with asyncio.timeout_at(until_s):
-                    answer = _checked(await self._link.exchange(_coordinate(task), note_sent))
+                    answer, raw = await self._link.exchange(_coordinate(task), note_sent)
                 return V2Result(
-                    end=V2End.ANSWERED, coordination=Coordination.from_json(answer), levels=_levels(answer)
+                    end=V2End.ANSWERED,
+                    coordination=Coordination.from_json(_checked(answer)),
+                    raw=raw,
+                    levels=_levels(answer),
                 )
             except TimeoutError:
                 break
@@ -132,8 +135,8 @@ class V2:
         while not coordination.complete and loop.time() < task.final_s:
             try:
                 async with asyncio.timeout_at(task.final_s):
-                    answer = _checked(await self._link.exchange(_coordinate(task)))
-                coordination = Coordination.from_json(answer)
+                    answer, _ = await self._link.exchange(_coordinate(task))
+                coordination = Coordination.from_json(_checked(answer))
             except (OSError, EOFError, CfnError):
                 await asyncio.sleep(_AGAIN_S)
         return settle(coordination, "V2 did not report its end")

@@ -5,7 +5,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cfn.errors import DamagedError, NotRunningError
 
@@ -22,8 +22,7 @@ class _Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type checker
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         while True:
@@ -83,8 +82,9 @@ class Link:
 
     async def exchange(
         self, question: dict[str, Any], on_sent: Callable[[], None] = lambda: None
-    ) -> dict[str, Any]:
-        """Ask, and return the final answer, an error too. A cancelled caller costs the connection.
+    ) -> tuple[dict[str, Any], bytes]:
+        """Ask, and return the final answer, an error too, and its line as it came. A cancelled caller
+        costs the connection.
 
         Raises NotRunningError if nothing was sent, EOFError if it is unknown what became of the
         question, DamagedError for an answer that is no JSON object. `on_sent` is called when, from then
@@ -96,9 +96,10 @@ class Link:
         try:
             connection = self._open() or await self._connect()
             on_sent()
-            answer = _object(await connection.ask(line), self._path)
+            raw = await connection.ask(line)
+            answer = _object(raw, self._path)
             kept = connection.open and len(self._idle) < _KEPT_IDLE
-            return answer
+            return answer, raw
         finally:
             if connection is not None:
                 if kept:
