@@ -128,6 +128,7 @@ class FakeConductor:
     refuse_code: int = 5
     retry_after_s: float | None = None
     time_ms: float = 1.0
+    spawner: str = "up"
     extra: dict[str, Any] = field(default_factory=dict)
     garbage: bool = False
     unclaimed_end: bool = True
@@ -168,7 +169,7 @@ class FakeConductor:
     async def _answer(self, question: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         task_id = question.get("task_id", "")
         if question["verb"] == "health":
-            return _say(writer, {"healthy": True})
+            return _say(writer, {"spawner": self.spawner})
         if self.refuse:
             later = {} if self.retry_after_s is None else {"retry_after_s": self.retry_after_s}
             return _say(writer, {"error": self.refuse, "exit_code": self.refuse_code, **later})

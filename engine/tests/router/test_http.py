@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import os
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cfn.paths import Paths
+from cfn.router.client import RouterClient
 from cfn.router.split import bucket, ordered_version
 
 from .conftest import FakeConductor, StartRouter, configure
@@ -85,8 +87,9 @@ async def test_a_task_that_only_the_conductor_knows(
 async def test_loopback_and_unix_socket_are_one_router(start_router: StartRouter) -> None:
     caller = await start_router()
     port = caller.router.service.generation.config.router_port
-    async with caller.session.get(f"http://127.0.0.1:{port}/healthz") as response:
-        assert response.status == 200
+    client = RouterClient(f"http://127.0.0.1:{port}")
+    status = (await asyncio.to_thread(client.get, "/status"))[1]
+    assert status["pid"] == (await caller.get("/status"))[1]["pid"] == os.getpid()
 
 
 async def test_ready_while_one_version_could_serve(
