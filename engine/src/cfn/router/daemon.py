@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 
@@ -56,6 +56,7 @@ class Router:
         self._engine = EngineWatch(self._v2)
         self._notes = EventLog(paths.log / NOTES)
         self._breaker = BreakerKeeper(state / "breaker.json", self._note)
+        self.server: web.Server | None = None
         self.stop = asyncio.Event()
         self.reload = asyncio.Event()
         self.service = Service(
@@ -84,12 +85,12 @@ class Router:
             application(self.service, connections, self.status), access_log=None, shutdown_timeout=DRAIN_S
         )
         await runner.setup()
-        assert runner.server is not None  # noqa: S101 - for the type checker
+        self.server = server = cast(web.Server, runner.server)
         self.service.resume()
         direct.sweep(direct.folder(self._paths), self.service.generation.config.retention_s, time.time())
         beside = [
             asyncio.create_task(self._engine.run(), name="engine watch"),
-            asyncio.create_task(connections.watch(runner.server), name="connections"),
+            asyncio.create_task(connections.watch(server), name="connections"),
         ]
         try:
             for listener in listening:
