@@ -50,8 +50,8 @@ class Stack:
         fresh.write_text("".join(f'CFN_{name}="{value}"\n' for name, value in keys.items()))
         fresh.replace(self.paths.config)
 
-    def start(self, word: str) -> Process:
-        """Start `cfn WORD` and return at once."""
+    def start(self, word: str, *, source: Path | None = None) -> Process:
+        """Start `cfn WORD`, from another folder of sources if one is given, and return at once."""
         command = [sys.executable, "-m", "cfn", word]
         passed: tuple[int, ...] = ()
         if word == "router":
@@ -59,7 +59,8 @@ class Stack:
             command = ["bash", "-c", _AS_SYSTEMD, "bash", *map(str, passed), *command]
         process = subprocess.Popen(
             command,
-            env={**os.environ, "CFN_ROOT": str(self.paths.root)},
+            env={**os.environ, "CFN_ROOT": str(self.paths.root)}
+            | ({"PYTHONPATH": str(source)} if source else {}),
             stdout=self._log,
             stderr=self._log,
             pass_fds=passed,

@@ -128,6 +128,20 @@ def test_the_journal_is_bounded_and_keeps_the_newest(tmp_path: Path, monkeypatch
     assert AnswerStore(path).get("t-499") == b'{"n": 499}'
 
 
+def test_what_runs_for_long_outlives_rotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "MAX_ANSWERS", 10)
+    path = tmp_path / "answers.journal"
+    store = AnswerStore(path)
+    store.begin("long", {"x": 1})
+    for number in range(100):
+        store.put(f"t-{number}", b"{}")
+    store.close()
+    again = AnswerStore(path)
+    assert again.begun() == {"long": {"x": 1}}
+    assert [again.get(f"t-{number}") is not None for number in (79, 90, 99)] == [False, True, True]
+    again.close()
+
+
 def test_an_answer_that_cannot_be_written_is_kept_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
