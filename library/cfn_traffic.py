@@ -113,7 +113,8 @@ NOTHING = {"version": "v1", "traffic_pct": 0, "epoch": 0, "generation": None, "b
 
 def as_yaml(state: dict[str, Any]) -> str:
     """The part of a state that an operator orders, for the diff."""
-    return "".join(f"{name}: {state[name]}\n" for name in ("version", "traffic_pct", "epoch", "breaker"))
+    # A release from before the breaker says nothing of one.
+    return "".join(f"{name}: {state.get(name)}\n" for name in ("version", "traffic_pct", "epoch", "breaker"))
 
 
 def predicted(module: AnsibleModule) -> dict[str, Any]:

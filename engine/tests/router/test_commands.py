@@ -66,6 +66,24 @@ async def test_status_of_a_host_on_which_nothing_runs(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("conductor")
+async def test_status_for_people_says_that_v1_is_held(
+    start_router: StartRouter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await start_router()
+    assert await asyncio.to_thread(main, ["status"]) == 0
+    assert "closed, 0 of V2's last 0 requests bad" in capsys.readouterr().out
+    order = ["traffic", "--breaker", "open", "--by", "ann"]
+    assert await asyncio.to_thread(main, order) == 2  # without a reason
+    assert await asyncio.to_thread(main, [*order, "--reason", "drill"]) == 0
+    assert "breaker open" in capsys.readouterr().out
+    assert await asyncio.to_thread(main, ["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "by ann: drill; V1 serves" in shown
+    assert await asyncio.to_thread(main, ["traffic", "--percent", "50"]) == 0  # less of V2
+    assert await asyncio.to_thread(main, ["traffic", "--percent", "60"]) == 5
+
+
+@pytest.mark.usefixtures("conductor")
 async def test_status_of_a_running_host(
     start_router: StartRouter, tree: Paths, capsys: pytest.CaptureFixture[str]
 ) -> None:
