@@ -223,7 +223,14 @@ def flips(number: int, many: int) -> Rows:
         tenth = max(1, many // 10)
         growth = max(memory_mb[-tenth:]) - max(memory_mb[tenth : 3 * tenth])
         rows.append(
-            row(f"{many} flips: failed or lost", [failed], "requests", bar="= 0", sent=reports[0].sent)
+            row(
+                f"{many} flips: failed or lost",
+                [failed],
+                "requests",
+                bar="= 0",
+                sent=reports[0].sent,
+                examples=list(reports[0].failures),
+            )
         )
         rows.append(
             row(

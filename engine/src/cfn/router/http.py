@@ -191,6 +191,8 @@ def _around(connections: Connections) -> Middleware:
 
 
 async def _body(http: web.Request) -> bytes:
+    if http.content.is_eof():  # the usual case: it came with the head
+        return await http.read()
     try:
         async with asyncio.timeout(BODY_S):
             return await http.read()

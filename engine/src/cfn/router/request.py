@@ -36,7 +36,7 @@ class Request:
 def parse_request(body: bytes, *, max_payload_bytes: int) -> Request:
     """Read a request's JSON. Raises UsageError naming the field, what was found and what is allowed."""
     try:
-        value = json.loads(body)
+        value = json.loads(body.decode())  # UTF-8 alone, and no time spent on guessing
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the body is not JSON: {error}") from error
     if not isinstance(value, dict):

@@ -72,7 +72,7 @@ class Service:
         self.breaker = breaker
         self.engine = engine
         self.stats = stats
-        self._direct = direct_answers
+        self._direct = str(direct_answers)
         self.notes = notes
         self.shadow = Shadow(v2, self._note)
         self._runner = Runner(v1=v1, v2=v2, answers=answers, breaker=breaker, engine=engine)

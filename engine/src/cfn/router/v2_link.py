@@ -68,7 +68,7 @@ class _Connection(asyncio.Protocol):
 
 def _is_interim(line: bytes) -> bool:
     try:
-        return set(json.loads(line)) == {"state", "task_id"}
+        return set(json.loads(line.decode())) == {"state", "task_id"}
     except (ValueError, TypeError):
         return False
 
@@ -137,7 +137,7 @@ class Link:
 
 def _object(line: bytes, path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode())
     except ValueError as error:
         raise DamagedError(f"{path} answered what is not JSON: {error}") from error
     if not isinstance(value, dict):
