@@ -194,13 +194,13 @@ def flips(number: int, many: int) -> Rows:
     """A flip under 200 requests/s: until every request is under the new order. Then very many."""
     with stack() as running:
         running.configure(COORDINATION_VERSION="v1", V1_COMMAND=_quick_v1(running))
-        client = RouterClient(running.address)
+        client = RouterClient(running.address, timeout_s=30)
         seconds, late = [], 0
         with under_load(running, 200, 2 + number * 1.5, "flip") as reports:
             for n in range(number):
                 order = Order(version="v2", percent=str(10 + 80 * (n % 2)), epoch=n + 1)
                 began_s = time.time()
-                done = flip(running.paths.config, order, client, check=False, wait_s=10)
+                done = flip(running.paths.config, order, client, check=False, wait_s=30)
                 confirmed_s = time.time()
                 seconds.append(confirmed_s - began_s)
                 time.sleep(0.4)
@@ -214,10 +214,10 @@ def flips(number: int, many: int) -> Rows:
         ]
         router = psutil.Process(running.daemons["router"].pid)
         memory_mb: list[float] = []
-        with under_load(running, 100, 60 + many * 0.5, "flips") as reports:
+        with under_load(running, 50, 60 + many * 2.0, "flips") as reports:
             for n in range(many):
                 order = Order(version=("v1", "v2")[n % 2], percent="50", epoch=number + n + 1)
-                flip(running.paths.config, order, client, check=False, wait_s=10)
+                flip(running.paths.config, order, client, check=False, wait_s=30)
                 memory_mb.append(router.memory_info().rss / 2**20)
         failed = not_answered(reports[0])
         tenth = max(1, many // 10)

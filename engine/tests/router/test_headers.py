@@ -148,11 +148,13 @@ async def test_more_tasks_at_once_than_v2_is_asked_are_told_to_come_again(
 
 
 async def test_v1_full_says_when_to_come_again(start_router: StartRouter, tree: Paths) -> None:
-    command = v1_script(tree, "sleep 0.2")
+    may_end = tree.root / "may-end"
+    command = v1_script(tree, f"while [ ! -e {may_end} ]; do sleep 0.01; done")
     configure(tree, COORDINATION_VERSION="v1", V1_CONCURRENCY=1, V1_CAPACITY=4, V1_COMMAND=command)
     caller = await start_router()
     running = [asyncio.create_task(caller.post(task_id=f"t-{n}", agents=1)) for n in range(17)]
-    await asyncio.sleep(0.1)
+    while caller.router.service.v1.gate.waiting < 16:
+        await asyncio.sleep(0.001)
     async with caller.session.post("/v1/coordinate", json={"task_id": "x", "agents": 1}) as response:
         assert (response.status, response.headers["Retry-After"]) == (503, "4")  # 16 wait, 4 a second
     _, shown = await caller.get("/status")
@@ -165,6 +167,7 @@ async def test_v1_full_says_when_to_come_again(start_router: StartRouter, tree: 
         "capacity_per_s": 4.0,
         "capacity_declared": True,
     }
+    may_end.touch()
     await asyncio.gather(*running)
 
 

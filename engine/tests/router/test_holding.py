@@ -3,6 +3,7 @@ change that."""
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,10 @@ async def test_v1_ordered_needs_no_engine(
 async def test_a_probe_goes_to_v2_and_closes_nothing(
     start_router: StartRouter, tree: Paths, conductor: FakeConductor
 ) -> None:
-    caller = await opened(start_router, tree, conductor, BREAKER_PROBE_TIME=100)
-    await asyncio.sleep(0.15)
+    caller = await opened(start_router, tree, conductor, BREAKER_PROBE_TIME=3_600_000)
+    assert (await caller.post(task_id="early", agents=1))[1]["served"] == "v1"
+    keeper = caller.router.service.breaker
+    keeper.breaker = replace(keeper.breaker, next_probe_s=0.0)  # an hour has passed
     served = [(await caller.post(task_id=f"t-{n}", agents=1))[1]["served"] for n in range(4)]
     assert served == ["v2", "v1", "v1", "v1"]
     _, status = await caller.get("/status")
