@@ -104,6 +104,7 @@ async def test_it_is_recorded_under_the_generation_that_was_in_force(
     ("options", "keys", "code", "words"),
     [
         (["--when-down", "fail"], {}, 3, "does not answer"),
+        (["--router", "unix:/nobody/there"], {}, 3, "does not answer"),  # another host's, perhaps
         ([], {"V1_ENABLED": "false"}, 5, "there is no V1"),
         ([], {"V1_COMMAND": "/does/not/exist"}, 4, ""),
     ],

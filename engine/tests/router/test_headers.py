@@ -113,18 +113,22 @@ async def test_a_kept_swarm_is_named_to_v2(start_router: StartRouter, conductor:
 async def test_an_overloaded_v2_uses_a_free_v1_and_does_not_drown_a_busy_one(
     start_router: StartRouter, tree: Paths, conductor: FakeConductor
 ) -> None:
-    slow = 'sleep 0.4; echo "delivery_rate=100.0 agents_coordinated=$1 coordination_time_ms=1"'
+    may_end = tree.root / "may-end"
+    slow = f"while [ ! -e {may_end} ]; do sleep 0.01; done"
+    slow += '; echo "delivery_rate=100.0 agents_coordinated=$1 coordination_time_ms=1"'
     configure(tree, V1_CONCURRENCY=1, V1_COMMAND=v1_script(tree, slow))
     conductor.refuse, conductor.retry_after_s = "the queue is full", 2.5
     caller = await start_router()
     first = asyncio.create_task(caller.post(task_id="first", agents=1))
-    await asyncio.sleep(0.1)
+    while not caller.router.service.v1.gate.running:
+        await asyncio.sleep(0.001)
     body = {"task_id": "second", "agents": 1}
     async with caller.session.post("/v1/coordinate", json=body) as response:
         refused = await response.json()
         assert (response.status, response.headers["Retry-After"]) == (429, "3")
     assert (refused["outcome"], refused["served"]) == ("refused", "none")
     assert "the queue is full" in refused["detail"]
+    may_end.touch()
     status, answer = await first
     assert (status, answer["served"], answer["fallback"]) == (200, "v1", "error")
     # Nothing of it was started: it may come again, and is served then.

@@ -74,6 +74,28 @@ async def test_what_takes_longer_than_the_wait_is_asked_for(
     assert got[1]["outcome"] == "done"
 
 
+async def test_a_caller_says_how_long_it_waits_and_hears_how_far_it_is(
+    start_router: StartRouter, tree: Paths, conductor: FakeConductor
+) -> None:
+    caller = await start_router()
+    conductor.end_s = 0.3
+    for version in ("v2", "v1"):
+        configure(tree, COORDINATION_VERSION=version, AGENT_COMMAND="/bin/sleep 0.3")
+        await asyncio.sleep(0.3)
+        body = {"task_id": version, "agents": 2}
+        async with caller.session.post("/v1/coordinate?wait_ms=100", json=body) as response:
+            answer = await response.json()
+        assert (response.status, answer["states"]) == (202, {"running": 2})
+        assert answer["elapsed_ms"] >= 90
+        status, answer = await caller.get(f"/v1/coordinate/{version}?wait_ms=60000")
+        assert (status, answer["outcome"], answer["served"]) == (200, "done", version)
+    for bad in ("-1", "x", "1e3", "3600001", "9" * 5_000):
+        status, answer = await caller.get(f"/v1/coordinate/v1?wait_ms={bad}")
+        assert (status, "outcome" in answer) == (200, True)  # what is known needs no waiting
+        async with caller.session.post(f"/v1/coordinate?wait_ms={bad}", json=body) as response:
+            assert (response.status, "wait_ms" in (await response.json())["error"]) == (400, True)
+
+
 async def test_a_task_that_only_the_conductor_knows(
     start_router: StartRouter, conductor: FakeConductor
 ) -> None:

@@ -128,6 +128,21 @@ def test_the_journal_is_bounded_and_keeps_the_newest(tmp_path: Path, monkeypatch
     assert AnswerStore(path).get("t-499") == b'{"n": 499}'
 
 
+def test_what_was_refused_after_all_is_not_open_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "answers.journal"
+    store = AnswerStore(path)
+    for task in ("refused", "again"):
+        store.begin(task, {"x": 1})
+        store.forget(task)
+    store.forget("never begun")
+    store.begin("again", {"x": 2})
+    store.close()
+    again = AnswerStore(path)
+    assert again.begun() == {"again": {"x": 2}}
+    again.close()
+    assert [answers.knows(path, task) for task in ("refused", "again", "never begun")] == [False, True, False]
+
+
 def test_what_runs_for_long_outlives_rotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "MAX_ANSWERS", 10)
     path = tmp_path / "answers.journal"

@@ -52,8 +52,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--when-down",
         choices=("v1", "fail"),
-        default="v1",
-        help="while there is no router: run it on V1 directly, or fail (default %(default)s)",
+        help="while there is no router: run it on V1 directly (the default on this host), or fail",
     )
     parser.add_argument("--direct", choices=("v1", "v2"), help="past the router, on this version only")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -109,7 +108,8 @@ def _routed(
     except AnswerLostError as error:
         raise AnswerLostError(f"{error}. The task may run: the same command asks for it") from error
     except NotRunningError as error:
-        if options.when_down == "fail":
+        own = options.router == f"unix:{installed.router_socket}"
+        if (options.when_down or ("v1" if own else "fail")) == "fail":
             raise
         progress.end()
         return asyncio.run(

@@ -2,7 +2,8 @@
 after the router was killed.
 
 One append-only journal: `TASK_ID begun {...}` before anything is started, `TASK_ID answer {...}` when
-the task has ended. Answers are read back from the file; memory holds only where they are.
+the task has ended, `TASK_ID forgotten {}` if nothing of it was started after all. Answers are read
+back from the file; memory holds only where they are.
 """
 
 import json
@@ -55,8 +56,9 @@ class AnswerStore:
         self._append(task_id, b"begun", json.dumps(facts).encode())
 
     def forget(self, task_id: str) -> None:
-        """A task that was begun and of which nothing was started: its id may be used again."""
-        self._begun.pop(task_id, None)
+        """A task of which nothing was started, if it was begun at all: its id may be used again."""
+        if self._begun.pop(task_id, None) is not None:
+            self._append(task_id, b"forgotten", b"{}")
 
     def put(self, task_id: str, answer: bytes) -> None:
         """Keep the answer (JSON without a newline) of a task that has ended."""
@@ -155,6 +157,8 @@ def _read(path: Path, places: dict[str, int], open_tasks: dict[str, bytes]) -> i
                 open_tasks.pop(task_id, None)
             elif kind == b"begun":
                 open_tasks[task_id] = value
+            elif kind == b"forgotten":
+                open_tasks.pop(task_id, None)
         size += len(line)
     return size
 
@@ -164,14 +168,16 @@ def _place(offset: int, length: int) -> int:
 
 
 def knows(path: Path, task_id: str) -> bool:
-    """Whether the journal at `path`, or the one before it, mentions a task, without opening a store.
-    Reads them whole. Raises OSError if one is there and cannot be read."""
+    """Whether the journal at `path`, or the one before it, knows a task, without opening a store. Reads
+    them whole. Raises OSError if one is there and cannot be read."""
     head = task_id.encode() + b" "
-    for file in (path, path.with_name(path.name + ".1")):
+    known = False
+    for file in (path.with_name(path.name + ".1"), path):
         with suppress(FileNotFoundError):
-            if any(line.startswith(head) for line in _whole_lines(file)):
-                return True
-    return False
+            for line in _whole_lines(file):
+                if line.startswith(head):
+                    known = not line.startswith(head + b"forgotten ")
+    return known
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
