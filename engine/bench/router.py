@@ -210,7 +210,14 @@ def flips(number: int, many: int) -> Rows:
             row("flip under 200/s: until the new share holds", seconds, "s", bar="< 1"),
             row("flip under 200/s: slowest", [max(seconds)], "s", bar="< 1"),
             row("flip under 200/s: requests under the old order afterwards", [late], "requests", bar="= 0"),
-            row("flip under 200/s: failed or lost", [failed], "requests", bar="= 0", sent=reports[0].sent),
+            row(
+                "flip under 200/s: failed or lost",
+                [failed],
+                "requests",
+                bar="= 0",
+                sent=reports[0].sent,
+                examples=list(reports[0].failures),
+            ),
         ]
         router = psutil.Process(running.daemons["router"].pid)
         memory_mb: list[float] = []
