@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cfn.commands.metrics import collect
 from cfn.errors import CfnError, NotRunningError, RefusedError
 from cfn.paths import Paths
 from cfn.router.client import RouterClient
@@ -54,6 +55,9 @@ async def test_open_breaker_to_full_v1_service_is_the_next_request(
     event = caller.events()[-1]
     # V2 was ordered and did not serve: its loss, whoever decided.
     assert (event["fallback"], event["held_by_breaker"], event["delivery_rate_pct"]) == ("error", True, 0)
+    # The gate reads every line, and finds it where the split orders it.
+    evidence = collect(tree, 0, 10**13, 10**12, now_ms=10**13)
+    assert (evidence.arms.checked, evidence.arms.mismatches, evidence.events.lost) == (3, 0, 0)
     [move] = notes(tree, "breaker")
     assert (move["before"], move["state"], move["by"]) == ("closed", "open", "router")
     assert move["reason"] == "2 of V2's last 2 requests were bad: 2 delivery"

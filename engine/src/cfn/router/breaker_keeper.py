@@ -25,7 +25,6 @@ class BreakerKeeper:
         self._path = path
         self._record = record
         self._rules = Rules.of(Config())
-        self._v1_ordered = False
         self.problem = ""
         self.since = utc_text(time.time())
         self.moves: dict[str, int] = dict.fromkeys(State, 0)
@@ -35,8 +34,7 @@ class BreakerKeeper:
         """Take the rules of a configuration that came into force. One that orders V1 closes the breaker:
         from then on the configuration holds V1, and ordering V2 again is somebody's decision."""
         self._rules = Rules.of(config)
-        self._v1_ordered = config.coordination_version == "v1"
-        if self._v1_ordered:
+        if config.coordination_version == "v1":
             self._move(self.breaker.closed("V1 is ordered", f"generation {generation}"))
         elif not config.v1_enabled:
             self._move(self.breaker.closed("there is no V1", f"generation {generation}"))

@@ -112,8 +112,8 @@ def flip(path: Path, order: Order, router: RouterClient, *, check: bool, wait_s:
                 ]
             if done.text is not None and not check:
                 _replace(path, done.text)
-    if check and order.breaker and seen is not None:
-        breaker_moved = (order.breaker == "closed") != (seen["breaker"]["state"] == "closed")
+    if check and order.breaker:
+        breaker_moved = (order.breaker == "closed") != (_breaker(seen).get("state", "closed") == "closed")
     acting = not order.reads_only and not check
     after = _confirm(done.after, router, began_s + wait_s, changed=done.text is not None) if acting else seen
     in_force = check and done.text is not None
@@ -148,7 +148,7 @@ def v1_bears(status: dict[str, Any] | None) -> dict[str, Any]:
 
 def _refuse_to_override(done: Plan, order: Order, status: dict[str, Any] | None) -> None:
     """An open breaker holds V1: more traffic for V2 has to say that it is closed. Raises RefusedError."""
-    breaker = status.get("breaker", {}) if status else {}
+    breaker = _breaker(status)
     if order.breaker == "closed" or breaker.get("state", "closed") == "closed":
         return
     if _v2_share_pct(done.after) > _v2_share_pct(done.before):
@@ -156,6 +156,12 @@ def _refuse_to_override(done: Plan, order: Order, status: dict[str, Any] | None)
             f"more traffic for V2 is refused: the breaker is {breaker['state']} since {breaker['since']} "
             f"({breaker['reason']}). When that is understood: cfn traffic --breaker closed --reason TEXT"
         )
+
+
+def _breaker(status: dict[str, Any] | None) -> dict[str, Any]:
+    """What a router says of its breaker; nothing if none answers, or it is of a release without one."""
+    found: dict[str, Any] = status.get("breaker", {}) if status else {}
+    return found
 
 
 def _v2_share_pct(config: Config) -> Decimal:
@@ -185,7 +191,7 @@ def _state(config: Config, status: dict[str, Any] | None) -> dict[str, Any]:
         "traffic_pct": as_number(float(config.traffic_pct)),
         "epoch": config.epoch,
         "generation": status["generation"] if status and _reports(status, config) else None,
-        "breaker": status.get("breaker", {}).get("state") if status else None,
+        "breaker": _breaker(status).get("state"),
     }
 
 

@@ -1,6 +1,7 @@
 """One task on its way: to V1, or to V2 and from there to V1 for what V2 does not finish."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -168,7 +169,8 @@ class Runner:
 
 def unknown(job: Job, detail: str) -> Ending:
     """The ending of a task of which nothing can be found out."""
-    lost = uniform(job.task_id, agent_ids(job.agents), AgentState.UNKNOWN, detail, elapsed_ms=0.0)
+    elapsed_ms = max(0.0, time.time() - job.arrived_unix_s) * 1000
+    lost = uniform(job.task_id, agent_ids(job.agents), AgentState.UNKNOWN, detail, elapsed_ms=elapsed_ms)
     return Ending(coordination=lost, own=lost, served=job.ordered, outcome="failed", detail=detail)
 
 
