@@ -286,7 +286,12 @@ def restarts(number: int) -> Rows:
                 running.wait_ready()
                 time.sleep(0.5)
         report = reports[0]
-        more = {"sent": report.sent, "retried": report.retries}
+        more = {
+            "sent": report.sent,
+            "retried": report.retries,
+            "fallbacks": report.fallbacks,
+            "examples": list(report.failures),
+        }
         return [
             row(
                 f"{number} restarts: refused connections", [report.refused_connections], "", bar="= 0", **more

@@ -143,12 +143,17 @@ async def test_more_tasks_at_once_than_v2_is_asked_are_told_to_come_again(
     start_router: StartRouter, tree: Paths, conductor: FakeConductor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cfn.router.v2.MAX_TASKS", 3)
+    monkeypatch.setattr("cfn.router.v2.MAX_WAIT_S", 60.0)
+    monkeypatch.setattr("cfn.router.v2._WAITING_PER_TASK", 2)
     configure(tree, FALLBACK_ENABLED="false")
     conductor.end_s = 0.3
     caller = await start_router()
-    answers = await asyncio.gather(*(caller.post(task_id=f"t-{n}", agents=1) for n in range(5)))
+    answers = await asyncio.gather(*(caller.post(task_id=f"t-{n}", agents=1) for n in range(11)))
+    assert sorted(status for status, _ in answers) == [200] * 9 + [429] * 2  # three at a time, six wait
+    assert len(conductor.runs) == 9
+    monkeypatch.setattr("cfn.router.v2.MAX_WAIT_S", 0.05)
+    answers = await asyncio.gather(*(caller.post(task_id=f"u-{n}", agents=1) for n in range(5)))
     assert sorted(status for status, _ in answers) == [200, 200, 200, 429, 429]
-    assert len(conductor.runs) == 3
 
 
 async def test_v1_full_says_when_to_come_again(start_router: StartRouter, tree: Paths) -> None:

@@ -48,7 +48,7 @@ class V1:
         self._takes_list: dict[tuple[str, ...], bool] = {}
         self._readings: dict[str, V1Reading] = {}
         self._mean_s: float | None = None
-        self.gate = Gate()
+        self.gate = Gate("CFN_V1_CONCURRENCY")
 
     def capacity_per_s(self, config: Config) -> float | None:
         """Coordinations per second that V1 bears: as declared, else as many as run at once divided by

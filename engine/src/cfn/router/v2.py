@@ -11,6 +11,7 @@ from cfn.coordination import AgentState, Coordination
 from cfn.errors import EXIT_FAILED, EXIT_REFUSED, CfnError, DamagedError, NotRunningError, RefusedError
 from cfn.ids import agent_ids
 from cfn.router.decision import LEVEL_RATES, V2End, V2Result, settle, uniform
+from cfn.router.gate import Gate
 from cfn.router.request import Request
 from cfn.router.v2_link import Link
 
@@ -22,8 +23,11 @@ _REVOKE_S = 1.0
 _REPORT_GRACE_S = 5.0
 
 
-# Below what the conductor runs and queues (docs/reference/engine.md, "Bounds").
+# Below what the conductor runs and queues (docs/reference/engine.md, "Bounds"). A burst above it, as
+# after a restart, waits for a moment.
 MAX_TASKS = 256
+_WAITING_PER_TASK = 8
+MAX_WAIT_S = 5.0
 _RETRY_AFTER_S = 1
 
 
@@ -63,7 +67,7 @@ class V2:
 
     def __init__(self, socket: Path) -> None:
         self._link = Link(socket)
-        self.tasks = 0
+        self._gate = Gate("the bound on tasks under way in V2", _WAITING_PER_TASK)
 
     def close(self) -> None:
         """Give idle connections back."""
@@ -79,15 +83,18 @@ class V2:
         """Run the task until every agent is final, or until V1 has to be called in.
 
         A connection lost on the way is made again and attached to the same id, which starts nothing
-        twice. Never raises for what V2 does. Beyond MAX_TASKS at once it is not asked.
+        twice. Never raises for what V2 does. Beyond MAX_TASKS at once it waits, at most MAX_WAIT_S.
         """
-        if self.tasks >= MAX_TASKS:
-            return self._overloaded(task, f"{self.tasks} tasks are under way there already", _RETRY_AFTER_S)
-        self.tasks += 1
+        try:
+            await self._gate.enter(MAX_TASKS, MAX_WAIT_S)
+        except RefusedError as error:
+            return self._overloaded(task, str(error), _RETRY_AFTER_S)
+        except TimeoutError:
+            return self._overloaded(task, f"no turn came in {MAX_WAIT_S:g} s", _RETRY_AFTER_S)
         try:
             return await self._begin(task)
         finally:
-            self.tasks -= 1
+            self._gate.leave()
 
     async def _begin(self, task: V2Task) -> V2Result:
         loop = asyncio.get_running_loop()
