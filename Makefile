@@ -46,7 +46,11 @@ test: test-unit test-lab ## Every test
 
 .PHONY: test-unit
 test-unit: $(VENV)/.ready ## The fast tests: no lab, under two minutes
-	@pytest -m "not lab" -q
+	@pytest -m "not lab and not full" -q
+
+.PHONY: test-full
+test-full: $(VENV)/.ready ## The slow tests: full counts of what make test-unit samples
+	@pytest -m full -q
 
 .PHONY: test-lab
 test-lab: artifact ## The tests on real hosts: the lab itself, and the molecule scenarios
@@ -70,6 +74,10 @@ SOAK_MINUTES ?= 60
 .PHONY: soak
 soak: artifact ## Coordinate each second for SOAK_MINUTES while processes are killed
 	@python -m engine.bench.soak --minutes $(SOAK_MINUTES) --output build/soak.json
+
+.PHONY: bench-router
+bench-router: $(VENV)/.ready ## Measure the router against its bars
+	@python -m engine.bench.router --output build/bench
 
 .PHONY: clean
 clean: lab-down ## Remove what was built, installed here, or started

@@ -91,7 +91,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     version = module.params["version"]
-    route = [] if module.params["through_router"] else ["--direct", version]
+    # V1 in the place of an absent router would prove nothing of the router.
+    route = ["--when-down", "fail"] if module.params["through_router"] else ["--direct", version]
     steps: list[dict[str, Any]] = []
     summary: list[str] = []
     if module.check_mode:

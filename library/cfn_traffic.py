@@ -13,6 +13,8 @@ description:
     router reports a generation that serves what was ordered. No restart, no lost request.
   - A change of an older epoch than the host's is refused, so that a controller that was pre-empted
     can do no harm.
+  - More traffic for V2 is refused while the router's breaker is open, unless C(breaker) closes it.
+  - Warns when V1 is given more than it bears.
 options:
   version:
     description: The coordination version to order.
@@ -24,6 +26,16 @@ options:
   epoch:
     description: Number of the change; every change of an environment has a higher one.
     type: int
+  breaker:
+    description: Open the breaker, which holds V1 whatever the percentage is, or close it.
+    type: str
+    choices: [open, closed]
+  breaker_reason:
+    description: Why the breaker is moved; needed with C(breaker), and kept in the record of it.
+    type: str
+  breaker_by:
+    description: Who moves it. The user that runs the module, if this is empty.
+    type: str
   wait_s:
     description: How long the router may take to report the new generation.
     type: float
@@ -52,11 +64,19 @@ EXAMPLES = r"""
   cfn_traffic:
     version: v1
     epoch: 8
+
+- name: Let V2 have its traffic again after its breaker had opened
+  cfn_traffic:
+    breaker: closed
+    breaker_reason: the spawner's descriptor limit was too low, see incident 12
+    breaker_by: alice
 """
 
 RETURN = r"""
 before:
-  description: C(version), C(traffic_pct), C(epoch) and C(generation) before; null where nothing is installed.
+  description: >-
+    C(version), C(traffic_pct), C(epoch), C(generation) and C(breaker) before; generation and breaker
+    are null where no router answers.
   returned: always
   type: dict
 after:
@@ -75,6 +95,12 @@ observed:
   description: Requests by ordered version that this router counted.
   returned: when the router answers
   type: dict
+v1:
+  description: >-
+    What V1 bears (C(capacity_per_s), and whether that is C(declared) or measured), what is asked for
+    (C(demand_per_s)), and whether that fits (C(bears_all); null where it is not known).
+  returned: where a release is installed
+  type: dict
 """
 
 from typing import Any
@@ -82,12 +108,13 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.cfn_command import installed, run_cfn
 
-NOTHING = {"version": "v1", "traffic_pct": 0, "epoch": 0, "generation": None}
+NOTHING = {"version": "v1", "traffic_pct": 0, "epoch": 0, "generation": None, "breaker": None}
 
 
 def as_yaml(state: dict[str, Any]) -> str:
     """The part of a state that an operator orders, for the diff."""
-    return f"version: {state['version']}\ntraffic_pct: {state['traffic_pct']}\nepoch: {state['epoch']}\n"
+    # A release from before the breaker says nothing of one.
+    return "".join(f"{name}: {state.get(name)}\n" for name in ("version", "traffic_pct", "epoch", "breaker"))
 
 
 def predicted(module: AnsibleModule) -> dict[str, Any]:
@@ -111,19 +138,32 @@ def main() -> None:
             "version": {"type": "str", "choices": ["v1", "v2"]},
             "percent": {"type": "str"},
             "epoch": {"type": "int"},
+            "breaker": {"type": "str", "choices": ["open", "closed"]},
+            "breaker_reason": {"type": "str"},
+            "breaker_by": {"type": "str"},
             "wait_s": {"type": "float", "default": 10},
         },
+        required_by={"breaker": ["breaker_reason"]},
         supports_check_mode=True,
     )
-    reading = module.params["version"] is None and module.params["percent"] is None
+    reading = all(module.params[option] is None for option in ("version", "percent", "breaker"))
     if not installed() and (reading or module.check_mode):
         result = predicted(module)
     else:
         arguments = ["traffic", "--json", "--wait-s", str(module.params["wait_s"])]
-        for option in ("version", "percent", "epoch"):
+        for option in ("version", "percent", "epoch", "breaker"):
             if module.params[option] is not None:
                 arguments += [f"--{option}", str(module.params[option])]
+        if module.params["breaker"] is not None:
+            arguments += ["--reason", module.params["breaker_reason"]]
+            arguments += ["--by", module.params["breaker_by"]] if module.params["breaker_by"] else []
         result = run_cfn(module, arguments + (["--check"] if module.check_mode else []))
+    v1 = result.get("v1", {})
+    if result["after"]["version"] == "v1" and v1.get("bears_all") is False:
+        module.warn(
+            f"V1 bears about {v1['capacity_per_s']:g} coordinations a second on this host, and "
+            f"{v1['demand_per_s']:g} are asked for: some will wait, and then be refused"
+        )
     result["diff"] = {"before": as_yaml(result["before"]), "after": as_yaml(result["after"])}
     module.exit_json(**result)
 

@@ -89,7 +89,7 @@ def test_a_router_that_nobody_answers_for(pair: Lab) -> None:
     pair.run("two", "systemctl stop cfn-router.socket cfn-router.service")
     try:
         assert "rc=3" in pair.run(
-            "two", "/opt/cfn/current/bin/cfn coordinate --agents 1 nobody-1; echo rc=$?"
+            "two", "/opt/cfn/current/bin/cfn coordinate --when-down fail --agents 1 nobody-1; echo rc=$?"
         )
         played = pair.play("stage1.yml", "--tags", "always,traffic", "-e", "traffic=7")
         assert played.returncode != 0

@@ -35,8 +35,18 @@ class Config:
     agent_command: str = ""
     agent_commands: str = ""
     agent_timeout_ms: int = 300_000
+    breaker_window_requests: int = 20
+    breaker_failures: int = 5
+    breaker_minimum_requests: int = 10
+    breaker_engine_ms: int = 15_000
+    breaker_probe_ms: int = 0
+    v1_enabled: bool = True
     v1_command: str = ""
     v1_concurrency: int = 32
+    v1_capacity_per_s: int = 0
+    override_peers: str = ""
+    shadow_pct: Decimal = Decimal(0)
+    shadow_dry_run: bool = False
     max_payload_bytes: int = 65_536
     max_output_bytes: int = 65_536
     max_inbox_messages: int = 1_000
@@ -47,6 +57,8 @@ class Config:
     max_spawn_rate: int = 20_000
     retention_s: int = 86_400
     router_port: int = 8470
+    events_size_mb: int = 256
+    events_parts: int = 16
     metrics_interval_s: Decimal = Decimal(60)
     shm_size_mb: int = 256
     max_fd: int = 4_096
@@ -139,8 +151,23 @@ KEYS: tuple[Key, ...] = (
     _text("CFN_AGENT_COMMAND", "agent_command", *_COMMAND),
     _text("CFN_AGENT_COMMANDS", "agent_commands", *_COMMANDS),
     _integer("CFN_AGENT_TIMEOUT_TIME", "agent_timeout_ms", 1, 86_400_000),
+    _integer("CFN_BREAKER_WINDOW", "breaker_window_requests", 1, 1_000),
+    _integer("CFN_BREAKER_FAILURES", "breaker_failures", 0, 1_000),
+    _integer("CFN_BREAKER_MINIMUM", "breaker_minimum_requests", 1, 1_000),
+    _integer("CFN_BREAKER_ENGINE_TIME", "breaker_engine_ms", 0, 3_600_000),
+    _integer("CFN_BREAKER_PROBE_TIME", "breaker_probe_ms", 0, 86_400_000),
+    _choice("CFN_V1_ENABLED", "v1_enabled", _BOOLEAN),
     _text("CFN_V1_COMMAND", "v1_command", *_COMMAND),
     _integer("CFN_V1_CONCURRENCY", "v1_concurrency", 1, 10_000),
+    _integer("CFN_V1_CAPACITY", "v1_capacity_per_s", 0, 1_000_000),
+    _text(
+        "CFN_OVERRIDE_PEERS",
+        "override_peers",
+        "((loopback|[0-9]{1,10})(,(loopback|[0-9]{1,10}))*)?",
+        "empty, or numbers of users and the word loopback, separated by commas",
+    ),
+    _decimal("CFN_SHADOW_PERCENTAGE", "shadow_pct", "0", "100"),
+    _choice("CFN_SHADOW_DRY_RUN", "shadow_dry_run", _BOOLEAN),
     _integer("CFN_MAX_PAYLOAD", "max_payload_bytes", 0, 131_072),
     _integer("CFN_MAX_OUTPUT", "max_output_bytes", 0, 131_072),
     _integer("CFN_MAX_INBOX", "max_inbox_messages", 1, 1_000_000),
@@ -151,6 +178,8 @@ KEYS: tuple[Key, ...] = (
     _integer("CFN_MAX_SPAWN_RATE", "max_spawn_rate", 0, 1_000_000),
     _integer("CFN_RETENTION_TIME", "retention_s", 1, 31_536_000),
     _integer("CFN_ROUTER_PORT", "router_port", 1_024, 65_535),
+    _integer("CFN_EVENTS_SIZE", "events_size_mb", 1, 1_048_576),
+    _integer("CFN_EVENTS_PARTS", "events_parts", 1, 1_000),
     _decimal("CFN_METRICS_INTERVAL", "metrics_interval_s", "0.10", "3600"),
     _integer("CFN_SHM_SIZE", "shm_size_mb", 1, 1_048_576),
     _integer("CFN_MAX_FD", "max_fd", 64, 10_000_000),
@@ -200,7 +229,25 @@ def parse(text: str, *, source: str = "config.sh") -> Parsed:
             values[key.field] = key.parse(value)
         except (ValueError, InvalidOperation):
             raise ConfigError(f"{where}: {name}={value!r} is refused; allowed: {key.allowed}") from None
-    return Parsed(config=Config(**values), unknown=tuple(unknown))  # type: ignore[arg-type]
+    config = Config(**values)  # type: ignore[arg-type]
+    _check_together(config, source)
+    return Parsed(config=config, unknown=tuple(unknown))
+
+
+def _check_together(config: Config, source: str) -> None:
+    """What no key can be judged by alone. Raises ConfigError."""
+    everything = config.coordination_version == "v2" and config.traffic_pct == 100
+    if not config.v1_enabled and not everything:
+        raise ConfigError(
+            f"{source}: CFN_V1_ENABLED is false, so nothing but CFN_COORDINATION_VERSION=v2 with "
+            "CFN_TRAFFIC_PERCENTAGE=100 is allowed; restore V1 first"
+        )
+    if config.shadow_pct and config.agent_command and not config.shadow_dry_run:
+        raise ConfigError(
+            f"{source}: CFN_SHADOW_PERCENTAGE={as_text(config.shadow_pct)} would run CFN_AGENT_COMMAND a "
+            "second time; allowed: 0, or CFN_SHADOW_DRY_RUN=true if that command does nothing real for a "
+            "task whose id begins with shadow:"
+        )
 
 
 def check(text: str, *, source: str = "config.sh") -> Config:

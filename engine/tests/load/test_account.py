@@ -109,8 +109,8 @@ def test_late_starts_and_retries() -> None:
     account = Account(planned=2)
     account.open("a", late_s=0.2)
     account.open("b", late_s=0.01)
-    account.retried("a")
-    account.retried("a")
+    account.retried("a", refused=False)
+    account.retried("a", refused=False)
     account.answered("a", 200, body(), latency_s=0.1)
     account.answered("b", 200, body(), latency_s=0.1)
     report = account.report(1)
@@ -144,7 +144,7 @@ def test_the_account_always_adds_up(steps: list[tuple[int, str]]) -> None:
             case "unknown":
                 account.not_known(task_id)
             case "retry":
-                account.retried(task_id)
+                account.retried(task_id, refused=False)
     report: LoadReport = account.report(1)
     assert report.answered_once + report.answered_twice + report.never == report.sent == 10
     answered = {number for number, step in steps if step in ("answer", "other")}

@@ -115,7 +115,8 @@ class FakeConductor:
 
     `claims` says how many of a task's agents are claimed; the others wait until they are revoked,
     or for ever. `end_s` is the time an agent takes. `drop_accepted` connections are cut after
-    "accepted". `silent` makes it read and never answer.
+    "accepted". `silent` makes it read and never answer. `refuse` is what it refuses tasks with, under
+    `refuse_code`, and `retry_after_s` makes that its load. `extra` is added to each coordination.
     """
 
     path: Path
@@ -124,6 +125,11 @@ class FakeConductor:
     drop_accepted: int = 0
     silent: bool = False
     refuse: str = ""
+    refuse_code: int = 5
+    retry_after_s: float | None = None
+    time_ms: float = 1.0
+    spawner: str = "up"
+    extra: dict[str, Any] = field(default_factory=dict)
     garbage: bool = False
     unclaimed_end: bool = True
     runs: list[tuple[str, str]] = field(default_factory=list)
@@ -131,6 +137,7 @@ class FakeConductor:
     tasks: dict[str, dict[str, AgentResult]] = field(default_factory=dict)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     server: asyncio.Server | None = None
+    writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     async def start(self) -> None:
         self.server = await asyncio.start_unix_server(self._serve, self.path)
@@ -139,26 +146,33 @@ class FakeConductor:
         if self.server:
             self.server.close()
             self.path.unlink(missing_ok=True)
+            for writer in self.writers:
+                writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.add(writer)
         with contextlib.suppress(ConnectionError):
-            question = json.loads(await reader.readline())
-            self.questions.append(question)
-            if self.silent:
-                await asyncio.sleep(60)
-            elif self.garbage:
-                writer.write(b"\x00nonsense\n")
-            else:
-                await self._answer(question, writer)
-            await writer.drain()
+            while line := await reader.readline():
+                question = json.loads(line)
+                if question["verb"] != "health":
+                    self.questions.append(question)
+                if self.silent:
+                    await asyncio.sleep(60)
+                elif self.garbage:
+                    writer.write(b"\x00nonsense\n")
+                else:
+                    await self._answer(question, writer)
+                await writer.drain()
+        self.writers.discard(writer)
         writer.close()
 
     async def _answer(self, question: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         task_id = question.get("task_id", "")
         if question["verb"] == "health":
-            return _say(writer, {"healthy": True})
+            return _say(writer, {"spawner": self.spawner})
         if self.refuse:
-            return _say(writer, {"error": self.refuse, "exit_code": 5})
+            later = {} if self.retry_after_s is None else {"retry_after_s": self.retry_after_s}
+            return _say(writer, {"error": self.refuse, "exit_code": self.refuse_code, **later})
         if question["verb"] == "coordinate":
             state = "complete" if task_id in self.tasks and self.view(task_id).complete else "accepted"
             self._start(task_id, question["agents"])
@@ -168,7 +182,7 @@ class FakeConductor:
                 return writer.close()
             async with self.changed:
                 await self.changed.wait_for(lambda: self.view(task_id).complete)
-            return _say(writer, self.view(task_id).as_json())
+            return _say(writer, self.view(task_id).as_json() | self.extra)
         if task_id not in self.tasks:
             return _say(writer, {"error": "no such task", "exit_code": 1, "absent": True})
         if question["verb"] == "revoke":
@@ -177,7 +191,9 @@ class FakeConductor:
 
     def view(self, task_id: str) -> Coordination:
         results = tuple(self.tasks[task_id].values())
-        return Coordination(task_id=task_id, coordination_time_ms=1.0, total_time_ms=2.0, results=results)
+        return Coordination(
+            task_id=task_id, coordination_time_ms=self.time_ms, total_time_ms=2.0, results=results
+        )
 
     def _start(self, task_id: str, agents: int) -> None:
         if task_id in self.tasks:

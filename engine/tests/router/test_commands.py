@@ -45,7 +45,8 @@ async def test_coordinate_directly_needs_no_router(
 async def test_exit_codes_of_coordinate(
     start_router: StartRouter, tree: Paths, conductor: FakeConductor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (await cfn(capsys, "coordinate", "--agents", "1", "t-0"))[0] == 3  # no router
+    down = ("coordinate", "--when-down", "fail", "--agents", "1", "t-0")
+    assert (await cfn(capsys, *down))[0] == 3
     configure(tree, FALLBACK_ENABLED="false")
     await start_router()
     conductor.claims = lambda _: 1
@@ -62,6 +63,24 @@ async def test_status_of_a_host_on_which_nothing_runs(capsys: pytest.CaptureFixt
     assert (code, status["version"], status["traffic_pct"], status["generation"]) == (0, "v2", 100, None)
     assert status["engine"].startswith("not running")
     assert status["router"].startswith("not running")
+
+
+@pytest.mark.usefixtures("conductor")
+async def test_status_for_people_says_that_v1_is_held(
+    start_router: StartRouter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await start_router()
+    assert await asyncio.to_thread(main, ["status"]) == 0
+    assert "closed, 0 of V2's last 0 requests bad" in capsys.readouterr().out
+    order = ["traffic", "--breaker", "open", "--by", "ann"]
+    assert await asyncio.to_thread(main, order) == 2  # without a reason
+    assert await asyncio.to_thread(main, [*order, "--reason", "drill"]) == 0
+    assert "breaker open" in capsys.readouterr().out
+    assert await asyncio.to_thread(main, ["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "by ann: drill; V1 serves" in shown
+    assert await asyncio.to_thread(main, ["traffic", "--percent", "50"]) == 0  # less of V2
+    assert await asyncio.to_thread(main, ["traffic", "--percent", "60"]) == 5
 
 
 @pytest.mark.usefixtures("conductor")

@@ -42,27 +42,31 @@ def coordination(*states: AgentState, time_ms: float = 1.0) -> Coordination:
         (V2End.NOT_ACCEPTED, [U, U], "error", ["agent-1", "agent-2"]),
         (V2End.REVOKED, [D, R, U], "time", ["agent-3"]),
         (V2End.REVOKED, [D, R, R], None, []),  # slow but complete reruns nothing
+        (V2End.REFUSED, [U, U], "error", ["agent-1", "agent-2"]),
+        (V2End.OVERLOADED, [U, U], "error", ["agent-1", "agent-2"]),
+        (V2End.HELD, [U, U], "error", ["agent-1", "agent-2"]),
         (V2End.LOST, [X, X], None, []),  # nothing is certain, so nothing is rerun
     ],
 )
 def test_fallback_table(
     end: V2End, states: list[AgentState], fallback: str | None, agents: list[str]
 ) -> None:
-    decision = decide(V2Result(end=end, coordination=coordination(*states)), CONFIG, v1_takes_list=True)
+    result = V2Result(end=end, coordination=coordination(*states))
+    decision = decide(result, CONFIG, v1_takes_list=True, v1_free=True)
     assert (decision.fallback, list(decision.agents)) == (fallback, agents)
 
 
 @pytest.mark.parametrize(("states", "fallback"), [([U, U], "delivery"), ([D, U], None)])
 def test_a_v1_without_lists_gets_only_untouched_tasks(states: list[AgentState], fallback: str | None) -> None:
     result = V2Result(end=V2End.ANSWERED, coordination=coordination(*states))
-    decision = decide(result, CONFIG, v1_takes_list=False)
+    decision = decide(result, CONFIG, v1_takes_list=False, v1_free=True)
     assert decision.fallback == fallback
     assert bool(decision.detail) == (fallback is None)
 
 
 def test_disabled_fallback_answers_what_v2_made_of_it() -> None:
     result = V2Result(end=V2End.NOT_ACCEPTED, coordination=coordination(U), detail="absent")
-    decision = decide(result, Config(fallback_enabled=False), v1_takes_list=True)
+    decision = decide(result, Config(fallback_enabled=False), v1_takes_list=True, v1_free=True)
     assert decision.fallback is None
     assert decision.detail == "absent; CFN_FALLBACK_ENABLED is false"
 
@@ -72,17 +76,39 @@ def test_disabled_fallback_answers_what_v2_made_of_it() -> None:
     states=st.lists(st.sampled_from([*FINAL_STATES, R]), min_size=1, max_size=12),
     threshold=st.integers(0, 100),
     takes_list=st.booleans(),
+    v1_free=st.booleans(),
 )
 def test_only_agents_that_never_started_are_ever_given_to_v1(
-    end: V2End, states: list[AgentState], threshold: int, takes_list: bool
+    end: V2End, states: list[AgentState], threshold: int, takes_list: bool, v1_free: bool
 ) -> None:
     result = V2Result(end=end, coordination=coordination(*states))
     config = Config(fallback_delivery_pct=Decimal(threshold))
-    decision = decide(result, config, v1_takes_list=takes_list)
+    decision = decide(result, config, v1_takes_list=takes_list, v1_free=v1_free)
     assert set(decision.agents) <= set(result.coordination.never_started)
     assert bool(decision.agents) == (decision.fallback is not None)
     if decision.agents and not takes_list:
         assert len(decision.agents) == len(states)
+
+
+@pytest.mark.parametrize(
+    ("config", "end", "v1_free", "refused", "fallback"),
+    [
+        (CONFIG, V2End.OVERLOADED, True, False, "error"),  # V1 has a slot that nobody waits for
+        (CONFIG, V2End.OVERLOADED, False, True, None),  # an overloaded V2 does not drown V1
+        (Config(fallback_enabled=False), V2End.OVERLOADED, True, True, None),
+        (Config(v1_enabled=False), V2End.OVERLOADED, True, True, None),
+        (CONFIG, V2End.NOT_ACCEPTED, False, False, "error"),  # waits for its turn
+        (Config(fallback_enabled=False), V2End.HELD, False, False, "error"),
+        (Config(v1_enabled=False), V2End.NOT_ACCEPTED, True, False, None),
+        (Config(v1_enabled=False), V2End.ANSWERED, True, False, None),
+    ],
+)
+def test_who_is_told_to_come_again(
+    config: Config, end: V2End, v1_free: bool, refused: bool, fallback: str | None
+) -> None:
+    result = V2Result(end=end, coordination=coordination(U, U))
+    decision = decide(result, config, v1_takes_list=True, v1_free=v1_free)
+    assert (decision.refuse, decision.fallback) == (refused, fallback)
 
 
 @given(
@@ -124,7 +150,9 @@ def test_outcome(states: list[AgentState], outcome: str) -> None:
 )
 def test_served(end: V2End, states: list[AgentState], v1_ran: bool, served: str) -> None:
     result = V2Result(end=end, coordination=coordination(*states))
-    assert served_by(result, decide(result, CONFIG, v1_takes_list=True), v1_ran=v1_ran) == served
+    assert (
+        served_by(result, decide(result, CONFIG, v1_takes_list=True, v1_free=True), v1_ran=v1_ran) == served
+    )
 
 
 def test_what_is_not_heard_of_any_more_is_unknown() -> None:

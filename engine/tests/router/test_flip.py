@@ -84,8 +84,9 @@ async def test_flip_confirm_repeat_and_check(start_router: StartRouter, tree: Pa
     os.chown(tree.config, 12, 34)
     done = await do_flip(tree, Order(version="v2", percent="25", epoch=3))
     assert (done["changed"], done["confirmed"]) == (True, True)
-    assert done["before"] == {"version": "v2", "traffic_pct": 100, "epoch": 0, "generation": 1}
-    assert done["after"] == {"version": "v2", "traffic_pct": 25, "epoch": 3, "generation": 2}
+    before = {"version": "v2", "traffic_pct": 100, "epoch": 0, "generation": 1, "breaker": "closed"}
+    assert done["before"] == before
+    assert done["after"] == before | {"traffic_pct": 25, "epoch": 3, "generation": 2}
     assert done["seconds"] < 1
     status = tree.config.stat()
     assert (status.st_mode & 0o777, status.st_uid, status.st_gid) == (0o604, 12, 34)

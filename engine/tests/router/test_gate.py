@@ -9,7 +9,7 @@ from cfn.router.gate import WAITING_PER_SLOT, Gate
 
 
 async def test_never_more_than_the_limit_and_everyone_gets_a_turn() -> None:
-    gate, most = Gate(), 0
+    gate, most = Gate("CFN_V1_CONCURRENCY"), 0
 
     async def one() -> None:
         nonlocal most
@@ -23,7 +23,7 @@ async def test_never_more_than_the_limit_and_everyone_gets_a_turn() -> None:
 
 
 async def test_a_full_queue_refuses() -> None:
-    gate = Gate()
+    gate = Gate("CFN_V1_CONCURRENCY")
     await gate.enter(1, 5)
     waiting = [asyncio.create_task(gate.enter(1, 5)) for _ in range(WAITING_PER_SLOT)]
     await asyncio.sleep(0)
@@ -37,7 +37,7 @@ async def test_a_full_queue_refuses() -> None:
 
 
 async def test_who_gives_up_leaves_no_slot_taken() -> None:
-    gate = Gate()
+    gate = Gate("CFN_V1_CONCURRENCY")
     await gate.enter(1, 5)
     with pytest.raises(TimeoutError):
         await gate.enter(1, 0.01)

@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import os
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cfn.paths import Paths
+from cfn.router.client import RouterClient
 from cfn.router.split import bucket, ordered_version
 
 from .conftest import FakeConductor, StartRouter, configure
@@ -72,6 +74,28 @@ async def test_what_takes_longer_than_the_wait_is_asked_for(
     assert got[1]["outcome"] == "done"
 
 
+async def test_a_caller_says_how_long_it_waits_and_hears_how_far_it_is(
+    start_router: StartRouter, tree: Paths, conductor: FakeConductor
+) -> None:
+    caller = await start_router()
+    conductor.end_s = 0.3
+    for version in ("v2", "v1"):
+        configure(tree, COORDINATION_VERSION=version, AGENT_COMMAND="/bin/sleep 0.3")
+        await asyncio.sleep(0.3)
+        body = {"task_id": version, "agents": 2}
+        async with caller.session.post("/v1/coordinate?wait_ms=100", json=body) as response:
+            answer = await response.json()
+        assert (response.status, answer["states"]) == (202, {"running": 2})
+        assert answer["elapsed_ms"] >= 90
+        status, answer = await caller.get(f"/v1/coordinate/{version}?wait_ms=60000")
+        assert (status, answer["outcome"], answer["served"]) == (200, "done", version)
+    for bad in ("-1", "x", "1e3", "3600001", "9" * 5_000):
+        status, answer = await caller.get(f"/v1/coordinate/v1?wait_ms={bad}")
+        assert (status, "outcome" in answer) == (200, True)  # what is known needs no waiting
+        async with caller.session.post(f"/v1/coordinate?wait_ms={bad}", json=body) as response:
+            assert (response.status, "wait_ms" in (await response.json())["error"]) == (400, True)
+
+
 async def test_a_task_that_only_the_conductor_knows(
     start_router: StartRouter, conductor: FakeConductor
 ) -> None:
@@ -85,8 +109,9 @@ async def test_a_task_that_only_the_conductor_knows(
 async def test_loopback_and_unix_socket_are_one_router(start_router: StartRouter) -> None:
     caller = await start_router()
     port = caller.router.service.generation.config.router_port
-    async with caller.session.get(f"http://127.0.0.1:{port}/healthz") as response:
-        assert response.status == 200
+    client = RouterClient(f"http://127.0.0.1:{port}")
+    status = (await asyncio.to_thread(client.get, "/status"))[1]
+    assert status["pid"] == (await caller.get("/status"))[1]["pid"] == os.getpid()
 
 
 async def test_ready_while_one_version_could_serve(

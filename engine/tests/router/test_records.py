@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cfn.config import Config
+from cfn.metrics.files import lines
 from cfn.router import answers
 from cfn.router.answers import AnswerStore
 from cfn.router.events import EventLog
@@ -28,6 +29,35 @@ def test_events_go_on_in_a_new_file_after_rotation_and_removal(tmp_path: Path) -
     assert path.read_text() == '{"a":0,"b":3}\n'
     assert (tmp_path / "rotated").read_text() == '{"n":1}\n'
     assert log.lost == 0
+
+
+def test_events_are_rotated_by_size_and_the_oldest_go(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path, max_bytes=20, parts=3)
+    for number in range(9):
+        log.append({"n": number, "x": "x" * 4})  # two of them reach 20 bytes
+    assert [each["n"] for each in read(path)] == [4, 5, 6, 7, 8]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "events.jsonl",
+        "events.jsonl.1",
+        "events.jsonl.2",
+    ]
+
+
+def test_a_rotation_that_was_cut_off_hides_nothing_after_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path, max_bytes=1, parts=9)
+    for number in range(4):
+        log.append({"n": number})
+    for number in (3, 2):  # a crash before .1 was moved leaves no .2
+        path.with_name(f"events.jsonl.{number}").replace(path.with_name(f"events.jsonl.{number + 1}"))
+    assert [each["n"] for each in read(path)] == [2, 3]
+    log.append({"n": 4})
+    assert [each["n"] for each in read(path)] == [0, 1, 2, 3, 4]
+
+
+def read(path: Path) -> list[dict[str, int]]:
+    return [json.loads(line.content) for line in lines(path)]
 
 
 def test_a_full_disk_loses_events_and_says_so(tmp_path: Path) -> None:
@@ -96,6 +126,35 @@ def test_the_journal_is_bounded_and_keeps_the_newest(tmp_path: Path, monkeypatch
         assert store.get(f"t-{number}") == b'{"n": %d}' % number
     store.close()
     assert AnswerStore(path).get("t-499") == b'{"n": 499}'
+
+
+def test_what_was_refused_after_all_is_not_open_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "answers.journal"
+    store = AnswerStore(path)
+    for task in ("refused", "again"):
+        store.begin(task, {"x": 1})
+        store.forget(task)
+    store.forget("never begun")
+    store.begin("again", {"x": 2})
+    store.close()
+    again = AnswerStore(path)
+    assert again.begun() == {"again": {"x": 2}}
+    again.close()
+    assert [answers.knows(path, task) for task in ("refused", "again", "never begun")] == [False, True, False]
+
+
+def test_what_runs_for_long_outlives_rotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "MAX_ANSWERS", 10)
+    path = tmp_path / "answers.journal"
+    store = AnswerStore(path)
+    store.begin("long", {"x": 1})
+    for number in range(100):
+        store.put(f"t-{number}", b"{}")
+    store.close()
+    again = AnswerStore(path)
+    assert again.begun() == {"long": {"x": 1}}
+    assert [again.get(f"t-{number}") is not None for number in (79, 90, 99)] == [False, True, True]
+    again.close()
 
 
 def test_an_answer_that_cannot_be_written_is_kept_in_memory(

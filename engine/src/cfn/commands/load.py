@@ -96,7 +96,8 @@ def _text(report: LoadReport) -> str:
         f"{report.fallbacks} fallbacks, {report.over_capacity} over capacity",
         f"share of v2: {_share(report.observed_share_pct)} observed, "
         f"{_share(report.expected_share_pct)} ordered",
-        f"{report.retries} retries, {report.answered_by_asking} answered by asking, "
+        f"{report.retries} retries, {report.refused_connections} connections refused, "
+        f"{report.answered_by_asking} answered by asking, "
         f"{report.late_starts} late starts (at most {report.latest_start_ms:.0f} ms)",
     ]
     for version, figures in report.latency_ms.items():

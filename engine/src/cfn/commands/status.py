@@ -45,6 +45,7 @@ def read(installed: paths.Paths) -> dict[str, Any]:
         "generation": router.get("generation"),
         "since": router.get("since"),
         "observed_share_pct": router.get("observed_share_pct"),
+        "breaker": router.get("breaker"),
         "engine": engine_state,
         "router": router_state,
         "config_problem": problem,
@@ -87,6 +88,14 @@ async def _engine(installed: paths.Paths) -> tuple[dict[str, Any], str]:
         return {}, f"not running: {error}"
 
 
+def _breaker(breaker: dict[str, Any] | None) -> str:
+    if breaker is None:
+        return "unknown"
+    if breaker["state"] == "closed":
+        return f"closed, {breaker['bad']} of V2's last {breaker['looked_at']} requests bad"
+    return f"{breaker['state']} since {breaker['since']} by {breaker['by']}: {breaker['reason']}; V1 serves"
+
+
 def _table(status: dict[str, Any]) -> str:
     share = status["observed_share_pct"]
     rows = {
@@ -95,6 +104,7 @@ def _table(status: dict[str, Any]) -> str:
         "version": f"{status['version']} at {status['traffic_pct']} %, epoch {status['epoch']}",
         "generation": f"{status['generation']} since {status['since']}",
         "observed": "nothing yet" if share is None else f"{share:g} % on V2 since then",
+        "breaker": _breaker(status["breaker"]),
         "engine": status["engine"],
         "router": status["router"],
         "configuration": status["config_problem"] or "in force",

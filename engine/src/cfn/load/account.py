@@ -29,6 +29,8 @@ class LoadReport:
 
     `answered_once` + `answered_twice` + `never` = `sent`. `failed` counts answers that are a
     refusal, an error, or in which no agent is done; `partial` those in which not every agent is.
+    `retries` counts requests sent again since their connection had failed, `refused_connections` those
+    of them that nobody had accepted.
     Times are in ms, by ordered version; shares in %, of the requests inside the split.
     """
 
@@ -42,6 +44,7 @@ class LoadReport:
     failures: Sequence[str]
     answered_by_asking: int
     retries: int
+    refused_connections: int
     late_starts: int
     latest_start_ms: float
     seconds: float
@@ -84,9 +87,10 @@ class Account:
         self._latest_s = max(self._latest_s, late_s)
         self._counts["late"] += late_s > _LATE_S
 
-    def retried(self, task_id: str) -> None:
-        """The connection failed, and the same id is sent again."""
+    def retried(self, task_id: str, *, refused: bool) -> None:
+        """The connection failed, or was `refused`, and the same id is sent again."""
         self._entries[task_id].retries += 1
+        self._counts["refused"] += refused
 
     def unanswered(self, task_id: str, problem: str) -> None:
         """The request ended without an answer, for now."""
@@ -171,6 +175,7 @@ class Account:
             ],
             answered_by_asking=self._counts["asked"],
             retries=sum(entry.retries for entry in entries.values()),
+            refused_connections=self._counts["refused"],
             late_starts=self._counts["late"],
             latest_start_ms=round(self._latest_s * 1000, 3),
             seconds=round(seconds, 3),

@@ -90,10 +90,11 @@ class _Stream:
         began_s = loop.time()
         body = json.dumps(_request(self._plan, shot)).encode()
         back_off_s = _FIRST_BACK_OFF_S
+        refused = False
         try:
             for attempt in range(MAX_RETRIES + 1):
                 if attempt:
-                    self._account.retried(shot.task_id)
+                    self._account.retried(shot.task_id, refused=refused)
                     await asyncio.sleep(back_off_s)
                     back_off_s = min(2 * back_off_s, _LONGEST_BACK_OFF_S)
                 try:
@@ -101,6 +102,7 @@ class _Stream:
                         answer = await response.read()
                 except _CONNECTION_LOST as error:
                     self._account.unanswered(shot.task_id, repr(error))
+                    refused = isinstance(error, aiohttp.ClientConnectorError)
                     continue
                 if response.status == 202:
                     self._account.unanswered(shot.task_id, "still running")

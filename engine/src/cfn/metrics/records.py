@@ -62,11 +62,13 @@ class GenerationStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coordinated:
-    """One coordination that ended. `rates_pct` is in the order of RATES."""
+    """One coordination that ended. `rates_pct` is in the order of RATES; `split_on` is what its bucket is
+    the bucket of: its sticky key, else its task's id."""
 
     time_ms: int
     release: str
     task_id: str
+    split_on: str
     agents: int
     bucket: int
     generation: int
@@ -176,6 +178,7 @@ def _coordination(value: Mapping[str, Any]) -> Coordinated:
         time_ms=parse_ms(checks.text(value.get("time"), "time")),
         release=checks.text(value.get("release"), "release"),
         task_id=checks.text(value.get("task_id"), "task_id"),
+        split_on=checks.text(value.get("sticky_key", value.get("task_id")), "sticky_key"),
         agents=agents,
         bucket=checks.whole(value.get("bucket"), "bucket", high=9_999),
         generation=checks.whole(value.get("generation"), "generation", low=1),

@@ -136,7 +136,7 @@ def _check_arm(
     arms.checked += 1
     arms.unrecorded += generation is None
     problem = ""
-    expected_bucket = bucket(split_key, event.task_id)
+    expected_bucket = bucket(split_key, event.split_on)
     if generation is not None and generation.split_key_sha256 != key_sha256:
         problem = f"generation {event.generation} used another split key than the configuration's"
     elif generation is not None and generation.config != event.config:

@@ -6,7 +6,8 @@ import os
 import signal
 import socket
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from aiohttp import web
 
@@ -16,9 +17,13 @@ from cfn.config_follower import ConfigFollower, write_atomically
 from cfn.engine.log import log
 from cfn.engine.notify import notify, watchdog_interval_s
 from cfn.paths import Paths
-from cfn.router import sockets
+from cfn.router import direct, sockets
 from cfn.router.answers import AnswerStore
+from cfn.router.breaker_keeper import BreakerKeeper
+from cfn.router.connections import Connections, connection_limit
+from cfn.router.engine_watch import EngineWatch
 from cfn.router.events import EventLog
+from cfn.router.gate import WAITING_PER_SLOT
 from cfn.router.generation import Generation, GenerationBook, generation_event
 from cfn.router.http import application
 from cfn.router.service import Service
@@ -27,6 +32,9 @@ from cfn.router.v1 import V1
 from cfn.router.v2 import V2
 
 POLL_S = 0.2
+BACKLOG = 4_096
+# Beside the events, in the same form: what the router did that is no coordination under the split.
+NOTES = "router-events.jsonl"
 DRAIN_S = 10.0
 
 
@@ -44,15 +52,24 @@ class Router:
         self._book = GenerationBook(state / "generation.json")
         self._events = EventLog(paths.events)
         self._env_problem = ""
+        self._v2 = V2(paths.conductor_socket)
+        self._engine = EngineWatch(self._v2)
+        self._notes = EventLog(paths.log / NOTES)
+        self._breaker = BreakerKeeper(state / "breaker.json", self._note)
+        self.server: web.Server | None = None
         self.stop = asyncio.Event()
         self.reload = asyncio.Event()
         self.service = Service(
             generation=self._put_in_force(None),
             v1=V1(paths),
-            v2=V2(paths.conductor_socket),
+            v2=self._v2,
             events=self._events,
+            notes=self._notes,
+            breaker=self._breaker,
+            engine=self._engine,
             answers=AnswerStore(state / "answers.journal"),
             stats=Stats(),
+            direct_answers=direct.folder(paths),
             host=self._host,
             release=self._release,
         )
@@ -63,14 +80,21 @@ class Router:
         listening = sockets.listeners(
             self._paths.router_socket, self.service.generation.config.router_port, given
         )
+        connections = Connections(limit=connection_limit())
         runner = web.AppRunner(
-            application(self.service, self.status), access_log=None, shutdown_timeout=DRAIN_S
+            application(self.service, connections, self.status), access_log=None, shutdown_timeout=DRAIN_S
         )
         await runner.setup()
+        self.server = server = cast(web.Server, runner.server)
         self.service.resume()
+        direct.sweep(direct.folder(self._paths), self.service.generation.config.retention_s, time.time())
+        beside = [
+            asyncio.create_task(self._engine.run(), name="engine watch"),
+            asyncio.create_task(connections.watch(server), name="connections"),
+        ]
         try:
             for listener in listening:
-                await web.SockSite(runner, listener.socket, backlog=1_024).start()
+                await web.SockSite(runner, listener.socket, backlog=BACKLOG).start()
             notify("READY=1")
             log(
                 "router-ready",
@@ -82,11 +106,14 @@ class Router:
         finally:
             notify("STOPPING=1")
             ends_s = time.monotonic() + DRAIN_S
+            for task in beside:
+                task.cancel()
             await runner.cleanup()
             await self.service.drain(max(0.0, ends_s - time.monotonic()))
             for listener in listening:
                 sockets.close(listener)
             self._events.close()
+            self._notes.close()
             self.service.answers.close()
             log("router-ended", pid=os.getpid())
 
@@ -111,6 +138,8 @@ class Router:
             generation = self._put_in_force(self.service.generation)
             self.service.generation = generation
             self.service.stats.put_in_force(generation)
+        if silent_s := self._engine.silent_s:
+            self._breaker.silent(silent_s)
         if self.config_problem != problem_before:
             log("config-problem", problem=self.config_problem or "none any more")
 
@@ -118,6 +147,8 @@ class Router:
         """Number the configuration, record it and render it for units and bash."""
         config = self._follower.config
         generation, new = self._book.put_in_force(config, time.time())
+        for records in (self._events, self._notes):
+            records.max_bytes, records.parts = config.events_size_mb << 20, config.events_parts
         if new:
             self._events.append(generation_event(generation, host=self._host, release=self._release))
             log(
@@ -128,12 +159,17 @@ class Router:
                 epoch=config.epoch,
                 before=before.number if before else None,
             )
+        self._breaker.follow(config, generation=generation.number)
+        self._engine.want(config.coordination_version == "v2" and config.traffic_pct > 0)
         try:
             write_atomically(self._paths.env, render_env(config), mode=0o640)
             self._env_problem = ""
         except OSError as error:
             self._env_problem = f"{self._paths.env} cannot be written: {error.strerror}"
         return generation
+
+    def _note(self, record: Mapping[str, Any]) -> None:
+        self._notes.append({"v": 1, "host": self._host, "release": self._release, **record})
 
     @property
     def config_problem(self) -> str:
@@ -143,6 +179,8 @@ class Router:
     def status(self) -> dict[str, Any]:
         """The object of `/status` (docs/reference/router.md)."""
         generation = self.service.generation
+        v1 = self.service.v1
+        capacity_per_s = v1.capacity_per_s(generation.config)
         return {
             "pid": os.getpid(),
             "host": self._host,
@@ -155,9 +193,20 @@ class Router:
             "max_agents": generation.config.max_agents,
             "config_problem": self.config_problem,
             **self.service.stats.as_json(),
-            "v1": {"running": self.service.v1.gate.running, "waiting": self.service.v1.gate.waiting},
-            "events_lost": self._events.lost,
-            "events_problem": self._events.problem,
+            "v1": {
+                "enabled": generation.config.v1_enabled,
+                "running": v1.gate.running,
+                "waiting": v1.gate.waiting,
+                "concurrency": generation.config.v1_concurrency,
+                "queue": generation.config.v1_concurrency * WAITING_PER_SLOT,
+                "capacity_per_s": None if capacity_per_s is None else round(capacity_per_s, 3),
+                "capacity_declared": generation.config.v1_capacity_per_s > 0,
+            },
+            "breaker": self._breaker.as_json(),
+            "engine": {"silent_s": round(self._engine.silent_s, 3), "problem": self._engine.problem},
+            "shadow": dict(self.service.shadow.results),
+            "events_lost": self._events.lost + self._notes.lost,
+            "events_problem": self._events.problem or self._notes.problem,
             "answers_lost": self.service.answers.lost,
         }
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cfn.config import KEYS, Config, as_text, edit, parse
 from cfn.errors import CfnError, ConfigError, NotRunningError, RefusedError, UsageError
@@ -23,16 +23,19 @@ _RESTART_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What is ordered; None leaves that part as it is."""
+    """What is ordered; None leaves that part as it is. `reason` and `by` go with `breaker`."""
 
     version: str | None = None
     percent: str | None = None
     epoch: int | None = None
+    breaker: Literal["open", "closed"] | None = None
+    reason: str = ""
+    by: str = ""
 
     @property
     def reads_only(self) -> bool:
         """Whether nothing is ordered."""
-        return self.version is None and self.percent is None
+        return self.version is None and self.percent is None and self.breaker is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,26 +98,74 @@ def flip(path: Path, order: Order, router: RouterClient, *, check: bool, wait_s:
     """
     seen = _ask(router)
     began_s = time.monotonic()
+    breaker_moved = False
     if order.reads_only:
         config = config_in_force(path, seen)
         done = Plan(before=config, after=config, text=None)
     else:
         with _locked(path):
             done = plan(_read(path), order, source=str(path))
+            _refuse_to_override(done, order, seen)
+            if order.breaker and not check:
+                breaker_moved = router.move_breaker(order.breaker, reason=order.reason, by=order.by)[
+                    "changed"
+                ]
             if done.text is not None and not check:
                 _replace(path, done.text)
+    if check and order.breaker:
+        breaker_moved = (order.breaker == "closed") != (_breaker(seen).get("state", "closed") == "closed")
     acting = not order.reads_only and not check
     after = _confirm(done.after, router, began_s + wait_s, changed=done.text is not None) if acting else seen
     in_force = check and done.text is not None
     return {
-        "changed": done.text is not None,
+        "changed": done.text is not None or breaker_moved,
         "before": _state(done.before, seen),
-        "after": _state(done.after, None if in_force else after),
+        "after": _state(done.after, None if in_force else after)
+        | ({"breaker": order.breaker} if check and order.breaker else {}),
         "confirmed": not in_force and _reports(after, done.after),
         "seconds": round(time.monotonic() - began_s, 3),
         "observed": after.get("observed", {}) if after else {},
         "observed_share_pct": after.get("observed_share_pct") if after else None,
+        "v1": v1_bears(after or seen),
     }
+
+
+def v1_bears(status: dict[str, Any] | None) -> dict[str, Any]:
+    """Whether V1 can take all that the router is asked for: requests per second that it bears, and that
+    were asked for over the last minute. `bears_all` is null where either is not known."""
+    v1 = status.get("v1", {}) if status else {}
+    capacity_per_s, demand_per_s = v1.get("capacity_per_s"), (status or {}).get("demand_per_s")
+    bears_all = None
+    if capacity_per_s is not None and demand_per_s is not None:
+        bears_all = capacity_per_s >= demand_per_s
+    return {
+        "capacity_per_s": capacity_per_s,
+        "declared": v1.get("capacity_declared"),
+        "demand_per_s": demand_per_s,
+        "bears_all": bears_all,
+    }
+
+
+def _refuse_to_override(done: Plan, order: Order, status: dict[str, Any] | None) -> None:
+    """An open breaker holds V1: more traffic for V2 has to say that it is closed. Raises RefusedError."""
+    breaker = _breaker(status)
+    if order.breaker == "closed" or breaker.get("state", "closed") == "closed":
+        return
+    if _v2_share_pct(done.after) > _v2_share_pct(done.before):
+        raise RefusedError(
+            f"more traffic for V2 is refused: the breaker is {breaker['state']} since {breaker['since']} "
+            f"({breaker['reason']}). When that is understood: cfn traffic --breaker closed --reason TEXT"
+        )
+
+
+def _breaker(status: dict[str, Any] | None) -> dict[str, Any]:
+    """What a router says of its breaker; nothing if none answers, or it is of a release without one."""
+    found: dict[str, Any] = status.get("breaker", {}) if status else {}
+    return found
+
+
+def _v2_share_pct(config: Config) -> Decimal:
+    return config.traffic_pct if config.coordination_version == "v2" else Decimal(0)
 
 
 def config_in_force(path: Path, status: dict[str, Any] | None) -> Config:
@@ -140,6 +191,7 @@ def _state(config: Config, status: dict[str, Any] | None) -> dict[str, Any]:
         "traffic_pct": as_number(float(config.traffic_pct)),
         "epoch": config.epoch,
         "generation": status["generation"] if status and _reports(status, config) else None,
+        "breaker": _breaker(status).get("state"),
     }
 
 

@@ -9,11 +9,13 @@ WAITING_PER_SLOT = 16
 
 
 class Gate:
-    """Lets at most `limit` in at a time, `limit` * WAITING_PER_SLOT wait, and refuses the others.
-    The limit is given on each entry, since the configuration may change."""
+    """Lets at most `limit` in at a time, `limit` * `waiting_per_slot` wait, and refuses the others. The
+    limit is given on each entry, since the configuration may change; `name` is what sets it."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, waiting_per_slot: int = WAITING_PER_SLOT) -> None:
         self.running = 0
+        self._name = name
+        self._waiting_per_slot = waiting_per_slot
         self._limit = 1
         self._waiting: deque[asyncio.Future[None]] = deque()
 
@@ -28,9 +30,9 @@ class Gate:
         if self.running < limit and not self._waiting:
             self.running += 1
             return
-        if len(self._waiting) >= limit * WAITING_PER_SLOT:
+        if len(self._waiting) >= limit * self._waiting_per_slot:
             raise RefusedError(
-                f"{self.running} run and {len(self._waiting)} wait already (CFN_V1_CONCURRENCY is {limit})"
+                f"{self.running} run and {len(self._waiting)} wait already ({self._name} is {limit})"
             )
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)

@@ -42,11 +42,18 @@ class GenerationBook:
         self._unkept: dict[str, Any] = {}
         self.problem = ""
 
+    def in_force(self, config: Config) -> Generation | None:
+        """The generation that the router last ran, if that was under `config`. Changes nothing."""
+        kept = self._kept()
+        if kept.get("sha256") != _digest(config):
+            return None
+        return Generation(number=kept["number"], since=kept["since"], config=config)
+
     def put_in_force(self, config: Config, now_s: float) -> tuple[Generation, bool]:
         """The generation of `config`, and whether it is a new one: a restart under the configuration
         that was in force before goes on with its number. `now_s` is seconds since 1970."""
         kept = self._kept()
-        digest = hashlib.sha256(render_env(config).encode()).hexdigest()
+        digest = _digest(config)
         if kept.get("sha256") == digest:
             return Generation(number=kept["number"], since=kept["since"], config=config), False
         generation = Generation(number=kept.get("number", 0) + 1, since=utc_text(now_s), config=config)
@@ -75,6 +82,10 @@ class GenerationBook:
         except (OSError, ValueError, KeyError, TypeError) as error:
             self.problem = f"{self._path} is damaged, numbers begin again: {error}"
             return {}
+
+
+def _digest(config: Config) -> str:
+    return hashlib.sha256(render_env(config).encode()).hexdigest()
 
 
 def generation_event(generation: Generation, *, host: str, release: str) -> dict[str, Any]:

@@ -2,33 +2,51 @@
 answer."""
 
 import asyncio
+import json
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cfn.config import Config
-from cfn.coordination import AgentState
 from cfn.engine.log import log
-from cfn.errors import NotRunningError
-from cfn.ids import agent_ids
+from cfn.errors import UsageError
+from cfn.router import direct, shadow
 from cfn.router.answers import AnswerStore
-from cfn.router.decision import decide, merge, outcome_of, route, served_by, uniform
+from cfn.router.breaker import State
+from cfn.router.breaker_keeper import BreakerKeeper
+from cfn.router.clock import utc_text
+from cfn.router.decision import route
+from cfn.router.engine_watch import EngineWatch
 from cfn.router.events import EventLog
 from cfn.router.generation import Generation
-from cfn.router.job import Ending, Job, answer, coordination_event
+from cfn.router.job import Answer, Ending, Job, answer, coordination_event
 from cfn.router.request import Request
+from cfn.router.runner import Runner, unknown
+from cfn.router.shadow import Shadow
 from cfn.router.stats import Stats
-from cfn.router.v1 import V1, V1Result
-from cfn.router.v2 import V2, V2Task
+from cfn.router.v1 import V1
+from cfn.router.v2 import V2
 
 # A task under way. Its result is the answer; None if nothing of it was ever started, so that its id
 # may be used again (only after a restart).
-Run = asyncio.Task[bytes | None]
+Run = asyncio.Task[Answer | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A task under way and since when (the loop's clock)."""
+
+    run: Run
+    job: Job
+    since_s: float
 
 
 class Service:
     """Runs tasks on V1 and V2. `generation` is replaced when the configuration changes; a task keeps
-    the one it was routed under. Belongs to one event loop."""
+    the one it was routed under. `events` is what the gate reads, `notes` what it does not. Belongs to
+    one event loop."""
 
     def __init__(
         self,
@@ -37,8 +55,12 @@ class Service:
         v1: V1,
         v2: V2,
         events: EventLog,
+        notes: EventLog,
         answers: AnswerStore,
+        breaker: BreakerKeeper,
+        engine: EngineWatch,
         stats: Stats,
+        direct_answers: Path,
         host: str,
         release: str,
     ) -> None:
@@ -47,17 +69,38 @@ class Service:
         self.v2 = v2
         self.events = events
         self.answers = answers
+        self.breaker = breaker
+        self.engine = engine
         self.stats = stats
+        self._direct = str(direct_answers)
+        self.notes = notes
+        self.shadow = Shadow(v2, self._note)
+        self._runner = Runner(v1=v1, v2=v2, answers=answers, breaker=breaker, engine=engine)
         self._origin = {"host": host, "release": release}
-        self._running: dict[str, Run] = {}
+        self._running: dict[str, Running] = {}
 
-    def submit(self, request: Request) -> Run | bytes:
-        """Start the task, unless its id is known: then its answer, or the run that is under way."""
+    def submit(self, request: Request) -> Running | Answer:
+        """Start the task, unless its id is known: then its answer, or the run that is under way.
+
+        Raises UsageError for more agents than V2 takes when there is no V1.
+        """
         known = self.find(request.task_id)
         if known is not None:
             return known
         config = self.generation.config
-        where = route(config, request.task_id, request.agents)
+        where = route(
+            config,
+            request.task_id,
+            request.agents,
+            sticky_key=request.sticky_key,
+            override=request.override,
+        )
+        if where.ordered == "v1" and not config.v1_enabled:
+            wanted = f"{request.agents} agents" if where.reason == "over_capacity" else "X-Cfn-Version: v1"
+            raise UsageError(
+                f"{wanted}: there is no V1 (CFN_V1_ENABLED is false), and V2 takes at most "
+                f"{config.max_agents} agents (CFN_MAX_AGENTS)"
+            )
         job = Job(
             task_id=request.task_id,
             agents=request.agents,
@@ -68,13 +111,22 @@ class Service:
             ordered=where.ordered,
             reason=where.reason,
             arrived_unix_s=time.time(),
+            sticky_key=request.sticky_key,
         )
         self.stats.began(job)
-        return self._start(job, self._serve(job, request, config))
+        return self._start(job, self._runner.run(job, request, config), request, config)
 
-    def find(self, task_id: str) -> Run | bytes | None:
+    def find(self, task_id: str) -> Running | Answer | None:
         """The answer of a task, or its run while it is under way, or None."""
-        return self._running.get(task_id) or self.answers.get(task_id)
+        running = self._running.get(task_id)
+        if running is not None:
+            return running
+        kept = self.answers.get(task_id)
+        if kept is None:  # a client may have run it while there was no router
+            kept = direct.kept(self._direct, task_id)
+            if kept == direct.RUNNING:
+                return Answer(json.dumps({"task_id": task_id, "state": "running"}).encode(), 202)
+        return Answer(kept) if kept is not None else None
 
     def resume(self) -> None:
         """Take up what the router's last process left open. Nothing of it is started again: its ids
@@ -87,149 +139,70 @@ class Service:
                 continue
             log("resumed", task_id=task_id, v1_agents=v1_agents)
             self.stats.resumed()
-            self._start(job, self._conclude(job, v1_agents or []))
+            self._start(job, self._runner.conclude(job, v1_agents or [], self.generation.config))
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for what is under way. What is not done by then is left to the next process."""
-        if self._running:
-            await asyncio.wait(self._running.values(), timeout=timeout_s)
-        for task in self._running.values():
-            task.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        runs = [running.run for running in self._running.values()]
+        if runs:
+            await asyncio.wait(runs, timeout=timeout_s)
+        for run in runs:
+            run.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)
+        await self.shadow.stop()
+        self.v2.close()
 
-    def _start(self, job: Job, running: Coroutine[Any, Any, Ending | None]) -> Run:
-        task = asyncio.create_task(self._finish(job, running), name=f"coordinate {job.task_id}")
-        self._running[job.task_id] = task
-        return task
+    def _note(self, record: Mapping[str, Any]) -> None:
+        self.notes.append({"v": 1, **self._origin, "time": utc_text(time.time()), **record})
 
-    async def _finish(self, job: Job, running: Coroutine[Any, Any, Ending | None]) -> bytes | None:
+    def _start(
+        self,
+        job: Job,
+        ending: Coroutine[Any, Any, Ending | None],
+        request: Request | None = None,
+        config: Config | None = None,
+    ) -> Running:
+        run = asyncio.create_task(self._finish(job, ending, request, config))
+        running = Running(run, job, asyncio.get_running_loop().time())
+        self._running[job.task_id] = running
+        return running
+
+    async def _finish(
+        self,
+        job: Job,
+        running: Coroutine[Any, Any, Ending | None],
+        request: Request | None,
+        config: Config | None,
+    ) -> Answer | None:
         """Await the ending, whatever it is, and record it."""
+        began_s = time.monotonic()
         try:
             ending = await running
         except Exception as error:  # the caller must hear, and the defect must show
             log("router-defect", task_id=job.task_id, error=repr(error))
-            ending = self._unknown(job, f"the router failed: {error!r}")
+            ending = unknown(job, f"the router failed: {error!r}")
         finally:
             self._running.pop(job.task_id, None)
         if ending is None:
             self.answers.forget(job.task_id)
             self.stats.dropped()
             return None
-        body = answer(job, ending)
-        self.answers.put(job.task_id, body)
+        said = answer(job, ending)
+        if ending.outcome == "refused":
+            self.answers.forget(job.task_id)
+        else:
+            self.answers.put(job.task_id, said.body)
         now = time.time()
-        self.events.append(coordination_event(job, ending, **self._origin, now_unix_s=now))
-        self.stats.ended(job, ending, total_s=max(0.0, now - job.arrived_unix_s))
-        return body
-
-    async def _serve(self, job: Job, request: Request, config: Config) -> Ending:
-        arrived_s = asyncio.get_running_loop().time()
-        deadline_ms = request.deadline_ms or config.coordination_deadline_ms
-        if job.ordered == "v1":
-            result = await self._run_v1(job, agent_ids(job.agents), request, config, arrived_s, deadline_ms)
-            return _ending_of_v1(result)
-        fallback_s = arrived_s + config.fallback_time_ms / 1000 if config.fallback_enabled else None
-        task = V2Task(
-            request=request,
-            arrived_s=arrived_s,
-            fallback_s=fallback_s,
-            deadline_s=arrived_s + deadline_ms / 1000,
-            agent_timeout_s=config.agent_timeout_ms / 1000,
-            deadline_ms=deadline_ms,
+        # A task of the last process began before this one did: only the clock on the wall knows when.
+        total_s = time.monotonic() - began_s if request else max(0.0, now - job.arrived_unix_s)
+        states = ending.coordination.states
+        event = coordination_event(
+            job, ending, states=states, **self._origin, now_unix_s=now, total_s=total_s
         )
-        self.answers.begin(job.task_id, job.as_facts())
-        first = await self.v2.begin(task)
-        never_started = len(first.coordination.never_started)
-        takes_list = not 0 < never_started < job.agents or await self.v1.takes_list(config)
-        decision = decide(first, config, v1_takes_list=takes_list)
-        if decision.fallback is None:
-            own = await self.v2.finish(task, first.coordination)
-            return Ending(
-                coordination=own,
-                own=own,
-                served=served_by(first, decision, v1_ran=False),
-                outcome=outcome_of(own),
-                detail=decision.detail,
-            )
-        log("fallback", task_id=job.task_id, cause=decision.fallback, agents=len(decision.agents))
-        v1_result, own = await asyncio.gather(
-            self._run_v1(job, decision.agents, request, config, arrived_s, deadline_ms),
-            self.v2.finish(task, first.coordination),
-        )
-        merged = merge(own, v1_result.coordination)
-        return Ending(
-            coordination=merged,
-            own=own,
-            served=served_by(first, decision, v1_ran=v1_result.ran),
-            outcome=outcome_of(merged),
-            fallback=decision.fallback,
-            detail="; ".join(part for part in (decision.detail, v1_result.problem) if part),
-        )
-
-    async def _run_v1(
-        self,
-        job: Job,
-        agents: Sequence[str],
-        request: Request,
-        config: Config,
-        arrived_s: float,
-        deadline_ms: int,
-    ) -> V1Result:
-        return await self.v1.run(
-            job.task_id,
-            agents,
-            payload=request.payload,
-            config=config,
-            arrived_s=arrived_s,
-            # Called in late, V1 has as much time as V2 had.
-            deadline_s=asyncio.get_running_loop().time() + deadline_ms / 1000,
-            on_start=lambda: self.answers.begin(job.task_id, job.as_facts(v1_agents=list(agents))),
-        )
-
-    async def _conclude(self, job: Job, v1_agents: Sequence[str]) -> Ending | None:
-        """The ending of a task that the last process left open; None if nothing of it was started."""
-        detail = "the router was restarted while it ran"
-        if len(v1_agents) == job.agents:
-            return self._unknown(job, detail)
-        config = self.generation.config
-        now = asyncio.get_running_loop().time()
-        task = V2Task(
-            request=Request(task_id=job.task_id, agents=job.agents),
-            arrived_s=now,
-            fallback_s=None,
-            deadline_s=now + config.coordination_deadline_ms / 1000,
-            agent_timeout_s=config.agent_timeout_ms / 1000,
-            deadline_ms=config.coordination_deadline_ms,
-        )
-        try:
-            known = await self.v2.recall(task)
-        except NotRunningError as error:
-            return self._unknown(job, f"{detail}; {error}")
-        if known is None:
-            return None
-        own = await self.v2.finish(task, known)
-        lost = uniform(job.task_id, v1_agents, AgentState.UNKNOWN, detail, elapsed_ms=0.0)
-        merged = merge(own, lost)
-        return Ending(
-            coordination=merged,
-            own=own,
-            served="both" if v1_agents else "v2",
-            outcome=outcome_of(merged),
-            fallback="error" if v1_agents else None,
-            detail=detail,
-        )
-
-    def _unknown(self, job: Job, detail: str) -> Ending:
-        elapsed_ms = (time.time() - job.arrived_unix_s) * 1000
-        lost = uniform(job.task_id, agent_ids(job.agents), AgentState.UNKNOWN, detail, elapsed_ms=elapsed_ms)
-        return Ending(coordination=lost, own=lost, served=job.ordered, outcome="failed", detail=detail)
-
-
-def _ending_of_v1(result: V1Result) -> Ending:
-    return Ending(
-        coordination=result.coordination,
-        own=result.coordination,
-        served="v1" if result.ran else "none",
-        outcome="refused" if result.refused else outcome_of(result.coordination),
-        detail=result.problem,
-    )
+        # What a tester chose is no evidence of the split, and the gate does not see it.
+        (self.notes if job.reason == "override" else self.events).append(event)
+        self.stats.ended(job, ending, states=states, total_s=total_s)
+        if request is not None and config is not None and shadow.wanted(job, ending, config):
+            well = self.breaker.breaker.state is State.CLOSED and not self.engine.hangs
+            self.shadow.repeat(job, request, ending, config, well=well)
+        return said

@@ -1,10 +1,11 @@
 """V1 as the router calls it: one command per coordination, under the contract of v1_contract."""
 
 import asyncio
+import math
 import os
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cfn.config import Config
 from cfn.coordination import AgentResult, AgentState, Coordination
@@ -17,6 +18,9 @@ from cfn.router.gate import Gate
 from cfn.router.v1_contract import V1Reading
 
 _CAPABILITIES_TIME_S = 2.0
+# Weight of the newest command in the mean duration that the measured capacity is reckoned from.
+_NEWEST = 0.1
+_LONGEST_RETRY_S = 60
 # What belongs to the router as a unit, and must not reach V1.
 _PRIVATE = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID")
 
@@ -24,12 +28,16 @@ _PRIVATE = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATC
 @dataclass(frozen=True, slots=True, kw_only=True)
 class V1Result:
     """What V1 made of its agents. `problem` is "" if it kept its contract; `ran` is False if nothing
-    was started; `refused` is True if that is because too many were waiting."""
+    was started; `refused` is True if that is because too many were waiting, and then `retry_after_s` is
+    how long that may last. `waited_s` is the time before its turn, `ran_s` that of the command."""
 
     coordination: Coordination
     problem: str = ""
     ran: bool = True
     refused: bool = False
+    retry_after_s: int = 1
+    waited_s: float = 0.0
+    ran_s: float = 0.0
 
 
 class V1:
@@ -38,7 +46,25 @@ class V1:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._takes_list: dict[tuple[str, ...], bool] = {}
-        self.gate = Gate()
+        self._readings: dict[str, V1Reading] = {}
+        self._mean_s: float | None = None
+        self.gate = Gate("CFN_V1_CONCURRENCY")
+
+    def capacity_per_s(self, config: Config) -> float | None:
+        """Coordinations per second that V1 bears: as declared, else as many as run at once divided by
+        how long one takes; None if neither is known yet."""
+        if config.v1_capacity_per_s:
+            return float(config.v1_capacity_per_s)
+        return config.v1_concurrency / max(self._mean_s, 0.001) if self._mean_s is not None else None
+
+    def free(self, config: Config) -> bool:
+        """Whether a command could start at once."""
+        return self.gate.running < config.v1_concurrency and not self.gate.waiting
+
+    def progress(self, task_id: str) -> dict[str, int] | None:
+        """How many agents of a running task are in each state so far; None if V1 does not run it."""
+        reading = self._readings.get(task_id)
+        return reading.states if reading else None
 
     def command(self, config: Config) -> list[str]:
         """The words of the command in force."""
@@ -85,8 +111,9 @@ class V1:
         `on_start` is called when its turn has come, just before the command is started.
         """
         loop = asyncio.get_running_loop()
+        asked_s = loop.time()
         try:
-            await self.gate.enter(config.v1_concurrency, deadline_s - loop.time())
+            await self.gate.enter(config.v1_concurrency, deadline_s - asked_s)
         except (RefusedError, TimeoutError) as error:
             refused = isinstance(error, RefusedError)
             reason = f"V1 is full: {error}" if refused else "V1 had no free slot before the deadline"
@@ -96,12 +123,25 @@ class V1:
                 problem=reason,
                 ran=False,
                 refused=refused,
+                retry_after_s=self._retry_after_s(config),
+                waited_s=loop.time() - asked_s,
             )
+        started_s = loop.time()
         try:
             on_start()
-            return await self._run(task_id, agents, payload, config, arrived_s, deadline_s)
+            result = await self._run(task_id, agents, payload, config, arrived_s, deadline_s)
         finally:
             self.gate.leave()
+        ran_s = loop.time() - started_s
+        self._mean_s = ran_s if self._mean_s is None else (1 - _NEWEST) * self._mean_s + _NEWEST * ran_s
+        return replace(result, waited_s=started_s - asked_s, ran_s=ran_s)
+
+    def _retry_after_s(self, config: Config) -> int:
+        """When those that wait now should have had their turn."""
+        capacity_per_s = self.capacity_per_s(config)
+        if capacity_per_s is None:
+            return 1
+        return min(_LONGEST_RETRY_S, max(1, math.ceil(self.gate.waiting / capacity_per_s)))
 
     async def _run(
         self,
@@ -131,6 +171,7 @@ class V1:
             argv.append("--agents-from-stdin")
             payload = " ".join(agents).encode() + b"\n" + payload
         exit_code: int | None = None
+        self._readings[task_id] = reading
         try:
             ended = await process.run(
                 argv,
@@ -151,6 +192,8 @@ class V1:
             results, problem = reading.results(
                 exit_code=None, ended=f"V1 cannot be started: {argv[0]}: {error.strerror}"
             )
+        finally:
+            del self._readings[task_id]
         now = loop.time()
         return V1Result(
             coordination=_coordination(

@@ -6,6 +6,7 @@ agent has its own state, without them only the last line speaks for all.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from urllib.parse import unquote
 
@@ -34,6 +35,11 @@ class V1Reading:
     def all_acknowledged(self) -> bool:
         """Whether every agent is known to have been started, or to be final."""
         return all(result.state is not AgentState.WAITING for result in self._results.values())
+
+    @property
+    def states(self) -> dict[str, int]:
+        """How many agents are in each state so far; states that none is in are left out."""
+        return dict(Counter(str(result.state) for result in self._results.values()))
 
     def feed(self, line: str) -> bool:
         """Take one line, without its newline. True if it acknowledged an agent for the first time."""

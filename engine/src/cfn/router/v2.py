@@ -2,29 +2,45 @@
 
 import asyncio
 import base64
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cfn.coordination import AgentState, Coordination
-from cfn.errors import EXIT_FAILED, CfnError, DamagedError, NotRunningError, RefusedError
+from cfn.errors import EXIT_FAILED, EXIT_REFUSED, CfnError, DamagedError, NotRunningError, RefusedError
 from cfn.ids import agent_ids
-from cfn.router.decision import V2End, V2Result, settle, uniform
+from cfn.router.decision import LEVEL_RATES, V2End, V2Result, settle, uniform
+from cfn.router.gate import Gate
 from cfn.router.request import Request
+from cfn.router.v2_link import Link
 
 ASK_TIME_S = 2.0
 _AGAIN_S = 0.05
 # A revocation is tried for at least this long, also beyond the deadline.
 _REVOKE_S = 1.0
-_LINE_LIMIT_BYTES = 512 * 1024 * 1024
 # Beyond an agent's own time limit, for its end to be reported.
 _REPORT_GRACE_S = 5.0
 
 
+# Below what the conductor runs and queues (docs/reference/engine.md, "Bounds"). A burst above it, as
+# after a restart, waits for a moment.
+MAX_TASKS = 256
+_WAITING_PER_TASK = 8
+MAX_WAIT_S = 5.0
+_RETRY_AFTER_S = 1
+
+
 class _AbsentError(CfnError):
     """The conductor does not know the task."""
+
+
+class _OverloadedError(RefusedError):
+    """The conductor refuses over its queue's bound, for now."""
+
+    def __init__(self, text: str, retry_after_s: int) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,23 +63,40 @@ class V2Task:
 
 
 class V2:
-    """Client of the conductor behind `socket`. One connection for each question."""
+    """Client of the conductor behind `socket`. Belongs to one event loop."""
 
     def __init__(self, socket: Path) -> None:
-        self._socket = socket
+        self._link = Link(socket)
+        self._gate = Gate("the bound on tasks under way in V2", _WAITING_PER_TASK)
+
+    def close(self) -> None:
+        """Give idle connections back."""
+        self._link.close()
 
     async def ask(self, question: dict[str, Any], *, timeout_s: float = ASK_TIME_S) -> dict[str, Any]:
         """One question, its last answer. Raises NotRunningError if nothing was sent, ConnectionError
         or TimeoutError if it is unknown what became of it, RefusedError if the conductor says no."""
         async with asyncio.timeout(timeout_s):
-            return await self._exchange(question)
+            return _checked((await self._link.exchange(question))[0])
 
     async def begin(self, task: V2Task) -> V2Result:
         """Run the task until every agent is final, or until V1 has to be called in.
 
         A connection lost on the way is made again and attached to the same id, which starts nothing
-        twice. Never raises for what V2 does.
+        twice. Never raises for what V2 does. Beyond MAX_TASKS at once it waits, at most MAX_WAIT_S.
         """
+        try:
+            await self._gate.enter(MAX_TASKS, MAX_WAIT_S)
+        except RefusedError as error:
+            return self._overloaded(task, str(error), _RETRY_AFTER_S)
+        except TimeoutError:
+            return self._overloaded(task, f"no turn came in {MAX_WAIT_S:g} s", _RETRY_AFTER_S)
+        try:
+            return await self._begin(task)
+        finally:
+            self._gate.leave()
+
+    async def _begin(self, task: V2Task) -> V2Result:
         loop = asyncio.get_running_loop()
         until_s = task.final_s if task.fallback_s is None else min(task.fallback_s, task.final_s)
         sent, detail = False, "V2 did not answer in time"
@@ -75,8 +108,13 @@ class V2:
         while loop.time() < until_s:
             try:
                 async with asyncio.timeout_at(until_s):
-                    answer = await self._exchange(_coordinate(task), on_sent=note_sent)
-                return V2Result(end=V2End.ANSWERED, coordination=Coordination.from_json(answer))
+                    answer, raw = await self._link.exchange(_coordinate(task), note_sent)
+                return V2Result(
+                    end=V2End.ANSWERED,
+                    coordination=Coordination.from_json(_checked(answer)),
+                    raw=raw,
+                    levels=_levels(answer),
+                )
             except TimeoutError:
                 break
             except NotRunningError as error:
@@ -87,7 +125,10 @@ class V2:
                 # A refusal that comes after a lost connection says nothing about what was before it.
                 if detail.startswith("V2 went away"):
                     break
-                return self._uniform(task, V2End.NOT_ACCEPTED, f"V2 refused: {error}")
+                if isinstance(error, _OverloadedError):
+                    return self._overloaded(task, str(error), error.retry_after_s)
+                end = V2End.REFUSED if error.exit_code != EXIT_REFUSED else V2End.NOT_ACCEPTED
+                return self._uniform(task, end, f"V2 refused: {error}")
             except (OSError, EOFError, DamagedError) as error:
                 detail = f"V2 went away: {error}"
             await asyncio.sleep(_AGAIN_S)
@@ -101,16 +142,17 @@ class V2:
         while not coordination.complete and loop.time() < task.final_s:
             try:
                 async with asyncio.timeout_at(task.final_s):
-                    answer = await self._exchange(_coordinate(task))
-                coordination = Coordination.from_json(answer)
+                    answer, _ = await self._link.exchange(_coordinate(task))
+                coordination = Coordination.from_json(_checked(answer))
             except (OSError, EOFError, CfnError):
                 await asyncio.sleep(_AGAIN_S)
         return settle(coordination, "V2 did not report its end")
 
-    async def known(self, task_id: str) -> Coordination | None:
+    async def known(self, task_id: str, *, timeout_s: float = ASK_TIME_S) -> Coordination | None:
         """The task as the conductor knows it, or None if it does not or does not answer."""
+        question = {"verb": "result", "task_id": task_id}
         try:
-            return Coordination.from_json(await self.ask({"verb": "result", "task_id": task_id}))
+            return Coordination.from_json(await self.ask(question, timeout_s=timeout_s))
         except (OSError, EOFError, CfnError):
             return None
 
@@ -142,7 +184,12 @@ class V2:
                 answer = await self.ask(
                     question, timeout_s=max(0.05, min(ASK_TIME_S, give_up_s - loop.time()))
                 )
-                return V2Result(end=V2End.REVOKED, coordination=Coordination.from_json(answer), detail=detail)
+                return V2Result(
+                    end=V2End.REVOKED,
+                    coordination=Coordination.from_json(answer),
+                    detail=detail,
+                    levels=_levels(answer),
+                )
             except _AbsentError as error:
                 # What was sent may still lie unread in the conductor's socket.
                 return self._uniform(task, V2End.LOST, f"{detail}; V2 does not know the task: {error}")
@@ -151,8 +198,16 @@ class V2:
                     return self._uniform(task, V2End.LOST, f"{detail}; it cannot be revoked: {error!s}")
             await asyncio.sleep(_AGAIN_S)
 
+    def not_asked(self, task: V2Task, end: V2End, detail: str) -> V2Result:
+        """The result of a task that V2 was ordered to run and is not asked to."""
+        return self._uniform(task, end, detail)
+
+    def _overloaded(self, task: V2Task, detail: str, retry_after_s: int) -> V2Result:
+        result = self._uniform(task, V2End.OVERLOADED, f"V2 refused: {detail}")
+        return replace(result, retry_after_s=retry_after_s)
+
     def _uniform(self, task: V2Task, end: V2End, detail: str) -> V2Result:
-        state = AgentState.UNDELIVERED if end is V2End.NOT_ACCEPTED else AgentState.UNKNOWN
+        state = AgentState.UNKNOWN if end is V2End.LOST else AgentState.UNDELIVERED
         elapsed_ms = (asyncio.get_running_loop().time() - task.arrived_s) * 1000
         agents = agent_ids(task.request.agents)
         return V2Result(
@@ -161,30 +216,26 @@ class V2:
             detail=detail,
         )
 
-    async def _exchange(
-        self, question: dict[str, Any], on_sent: Callable[[], None] = lambda: None
-    ) -> dict[str, Any]:
-        try:
-            reader, writer = await asyncio.open_unix_connection(self._socket, limit=_LINE_LIMIT_BYTES)
-        except OSError as error:
-            raise NotRunningError(f"{self._socket} does not answer: {error.strerror or error}") from error
-        try:
-            on_sent()  # from here on, nobody knows what the conductor has read
-            writer.write(json.dumps(question).encode() + b"\n")
-            while True:
-                line = await reader.readline()
-                if not line.endswith(b"\n"):
-                    raise EOFError("the connection ended before the answer")
-                answer = json.loads(line)
-                if "error" in answer:
-                    kind = _AbsentError if answer.get("absent") else RefusedError
-                    raise kind(f"{answer['error']} (exit code {answer.get('exit_code', EXIT_FAILED)})")
-                if set(answer) != {"state", "task_id"}:  # those two alone are an interim state
-                    return dict(answer)
-        except ValueError as error:
-            raise DamagedError(f"{self._socket} answered what is not JSON: {error}") from error
-        finally:
-            writer.close()
+
+def _checked(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer, unless it is an error, which is raised."""
+    if "error" not in answer:
+        return answer
+    code = answer.get("exit_code", EXIT_FAILED)
+    text = f"{answer['error']} (exit code {code})"
+    if answer.get("absent"):
+        raise _AbsentError(text)
+    retry_after_s = answer.get("retry_after_s")
+    if isinstance(retry_after_s, int | float) and retry_after_s >= 0:
+        raise _OverloadedError(text, max(1, math.ceil(retry_after_s)))
+    refused = RefusedError(text)
+    refused.exit_code = code
+    raise refused
+
+
+def _levels(answer: dict[str, Any]) -> dict[str, float]:
+    """The delivery rates of the levels of a hybrid topology, where the engine reports them."""
+    return {name: answer[name] for name in LEVEL_RATES if isinstance(answer.get(name), int | float)}
 
 
 def _coordinate(task: V2Task) -> dict[str, Any]:
@@ -194,6 +245,8 @@ def _coordinate(task: V2Task) -> dict[str, Any]:
         "agents": task.request.agents,
         "deadline_ms": task.deadline_ms,
     }
+    if task.request.swarm_id:
+        question["swarm_id"] = task.request.swarm_id
     if task.request.payload:
         question["payload_b64"] = base64.b64encode(task.request.payload).decode()
     return question
