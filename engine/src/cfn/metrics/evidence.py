@@ -10,10 +10,12 @@ from typing import Any
 
 from cfn.metrics import checks
 from cfn.metrics.arm import Arm
-from cfn.metrics.records import GAUGES, UNITS, Ordered, read_config
+from cfn.metrics.packing import unpack
+from cfn.metrics.records import GAUGES, Ordered, read_config
 from cfn.metrics.times import format_ms, parse_ms
 
-EVIDENCE_VERSION = 1
+EVIDENCE_VERSION = 2
+SOURCES = ("files", "prometheus")
 # Kinds of damage that lost a record; the other kinds are told, and nothing is missing because of them.
 LOST_KINDS = ("garbage", "not_finite", "unknown_version", "invalid", "too_long", "future")
 TOLD_KINDS = ("cut", "duplicate", "out_of_order")
@@ -86,10 +88,10 @@ class Gauge:
         samples = checks.whole(value.get("samples"), "samples", low=1)
         return cls(
             samples=samples,
-            low=checks.number(value.get("min"), "min"),
-            high=checks.number(value.get("max"), "max"),
-            total=checks.number(value.get("mean"), "mean") * samples,
-            last=checks.number(value.get("last"), "last"),
+            low=checks.number(value.get("min"), "min", low=-1e15),
+            high=checks.number(value.get("max"), "max", low=-1e15),
+            total=checks.number(value.get("mean"), "mean", low=-1e15) * samples,
+            last=checks.number(value.get("last"), "last", low=-1e15),
         )
 
 
@@ -105,9 +107,10 @@ class RequestCell:
 
 @dataclass(slots=True)
 class SampleCell:
-    """Samples of one bucket. `restarts` by unit counts the rises of `starts`; `starts_samples` says in
-    how many samples `starts` could be read at all. `requests_seen` is how many requests the collector
-    saw end between two samples of the window: the events file must hold at least as many."""
+    """Samples of one bucket. `restarts` by unit counts the rises of `starts`, and the host's reboots;
+    `starts_samples` says in how many samples `starts` could be read at all. `requests_seen` is how many
+    requests the collector saw end between two samples of the window: the events file must hold at least
+    as many."""
 
     samples: int = 0
     gauges: dict[str, Gauge] = field(default_factory=dict)
@@ -136,6 +139,7 @@ class Evidence:
     since_ms: int
     until_ms: int
     bucket_ms: int
+    source: str = "files"
     events: Source = field(default_factory=Source)
     samples: Source = field(default_factory=Source)
     releases: set[str] = field(default_factory=set)
@@ -150,6 +154,7 @@ class Evidence:
         return {
             "v": EVIDENCE_VERSION,
             "host": self.host,
+            "source": self.source,
             "since": format_ms(self.since_ms),
             "until": format_ms(self.until_ms),
             "bucket_s": self.bucket_ms / 1_000,
@@ -187,7 +192,7 @@ class Evidence:
                     "samples": cell.samples,
                     "gauges": {name: cell.gauges[name].as_json() for name in GAUGES if name in cell.gauges},
                     "starts_samples": cell.starts_samples,
-                    "restarts": {unit: cell.restarts[unit] for unit in UNITS if unit in cell.restarts},
+                    "restarts": dict(sorted(cell.restarts.items())),
                     "requests_seen": cell.requests_seen,
                 }
                 for start, cell in sorted(self.sampled.items())
@@ -196,13 +201,16 @@ class Evidence:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Evidence":
-        """The inverse of `as_json`. Raises ValueError naming what is wrong."""
+        """The inverse of `as_json`, packed (cfn.metrics.packing) or not. Raises ValueError naming what is
+        wrong."""
+        value = unpack(value)
         if value.get("v") != EVIDENCE_VERSION:
             raise ValueError(f"evidence of version {value.get('v')!r}; this judge reads {EVIDENCE_VERSION}")
         arms = checks.mapping(value.get("arms"), "arms")
         latest = value.get("latest_generation")
         result = cls(
             host=checks.text(value.get("host"), "host"),
+            source=checks.one_of(value.get("source"), "source", SOURCES),
             since_ms=parse_ms(checks.text(value.get("since"), "since")),
             until_ms=parse_ms(checks.text(value.get("until"), "until")),
             bucket_ms=round(checks.number(value.get("bucket_s"), "bucket_s", low=0.001, high=1e9) * 1_000),
@@ -259,7 +267,7 @@ class Evidence:
                     if name in gauges
                 },
                 starts_samples=checks.whole(value.get("starts_samples"), "starts_samples"),
-                restarts={unit: checks.whole(restarts[unit], unit) for unit in UNITS if unit in restarts},
+                restarts={unit: checks.whole(count, "restarts") for unit, count in restarts.items()},
                 requests_seen=checks.whole(value.get("requests_seen"), "requests_seen"),
             )
 
