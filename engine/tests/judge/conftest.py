@@ -33,7 +33,7 @@ SETTLE_MS = 3_000
 class Behaviour:
     """How V2 and the collector behave. Times in milliseconds, shares in percent."""
 
-    requests_per_s: float = 20.0
+    requests_per_s: float = 30.0
     v2_time_ms: float = 300.0
     undelivered_pct: float = 0.0
     failed_pct: float = 0.0

@@ -8,7 +8,7 @@ inference", 2023). Two things are added to the likelihood ratios that the caller
 
 - One bucket multiplies the evidence by at most e**MOST_PER_BUCKET. Cut off above, a ratio is still at
   most 1 on average, and a burst of some minutes is not yet a trend.
-- The process begins anew every RESTART_BUCKETS (a day of 5-minute buckets), each beginning with its
+- The process begins anew every RESTART_BUCKETS (two hours of 5-minute buckets), each beginning with its
   part of the wealth, so that a late change is not drowned by a good past (a mixture of e-processes is
   one; compare the e-detectors of Shin, Ramdas, Rinaldo, 2022).
 """
@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 ALPHA_BROKEN = 0.05  # a limit that holds, or a V2 as good as V1, is called broken at most so often
 ALPHA_KEPT = 0.025  # a limit that does not hold is called kept at most so often
 MOST_PER_BUCKET = 1.0
-RESTART_BUCKETS = 288
+RESTART_BUCKETS = 24
 
 
 def running_log_e(increments: Floats) -> Floats:
