@@ -11,7 +11,7 @@ from cfn.judge.figures import Figure, bad_limit, bad_sum, levels, request_figure
 from cfn.judge.fleet import Fleet
 from cfn.judge.measures import CUMULATIVE, MEASURES, Origin
 from cfn.judge.result import FLEET, NOTHING, Result, hold
-from cfn.judge.sequential import ALPHA_BROKEN, ALPHA_KEPT, first_proof
+from cfn.judge.sequential import ALPHA_BROKEN, ALPHA_KEPT, Floats, first_proof
 from cfn.judge.trend import CONFIDENCE, trend
 from cfn.judge.verdict import Verdict
 from cfn.judge.window import Window
@@ -113,44 +113,38 @@ class _Judged:
         return [p for p in points if p.figure.value is not None and p.figure.samples >= enough]
 
     def _prove(self) -> dict[str, Any]:
-        """Weigh the evidence. A bucket in which V1, too, was over the limit counts for PASS and not for
-        FAIL: what hits both is not V2's."""
         criterion, limit = self.criterion, bad_limit(self.criterion)
-        shared = self._shared(limit)
-        mine = self.fleet.by_bucket(criterion.arm, self.window)
-        sums = [
-            bad_sum(criterion, mine[start]) if start in mine and start not in shared else (0.0, 0)
-            for start in self.window.starts
-        ]
-        table = np.array(sums, dtype=float)
-        above = proof.log_e_above(table[:, 0], table[:, 1], limit)
+        mine, theirs = self._sums(criterion.arm), self._sums("v1")
+        if criterion.arm == "v2":
+            shared = proof.shared(theirs[:, 0], theirs[:, 1], limit)
+        else:
+            shared = np.zeros(len(mine), dtype=bool)
+        own = np.where(shared[:, None], 0.0, mine)
+        above = proof.log_e_above(own[:, 0], own[:, 1], limit)
         broken = first_proof(above, ALPHA_BROKEN)
         bad, requests = bad_sum(criterion, self.arm)
         below = proof.log_e_below(bad, requests, limit)
+        end_of = None if broken is None else self.window.starts[broken] + self.window.bucket_ms
         return {
             "alpha_broken": ALPHA_BROKEN,
             "alpha_kept": ALPHA_KEPT,
             "bad": round(bad, 6),
             "requests": requests,
             "limit": round(limit, 9),
-            "buckets_bad_for_v1_too": len(shared),
+            "buckets_bad_for_v1_too": int(shared.sum()),
             "highest_log_e_above": round(float(above.max()), 6),
             "log_e_below": round(below, 6),
-            "broken_at": None
-            if broken is None
-            else format_ms(self.window.starts[broken] + self.window.bucket_ms),
+            "broken_at": None if end_of is None else format_ms(end_of),
             "proved_broken": broken is not None,
             "proved_kept": proof.kept(below),
         }
 
-    def _shared(self, limit: float) -> set[int]:
-        if self.criterion.arm != "v2":
-            return set()
-        sums = {
-            start: bad_sum(self.criterion, arm)
-            for start, arm in self.fleet.by_bucket("v1", self.window).items()
-        }
-        return {start for start, (bad, requests) in sums.items() if bad > limit * requests}
+    def _sums(self, name: str) -> Floats:
+        """The sum of bad fractions and the number of requests of each bucket of the fleet."""
+        arms = self.fleet.by_bucket(name, self.window)
+        nothing = Arm()
+        sums = [bad_sum(self.criterion, arms.get(start, nothing)) for start in self.window.starts]
+        return np.array(sums, dtype=float)
 
     # The steps.
 

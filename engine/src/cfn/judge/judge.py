@@ -79,14 +79,15 @@ def _compose(request: Request, hosts: Sequence[Host], results: Sequence[Result])
     reasons += [f"{each.criterion.name}: {each.reason}" for each in counted if each.verdict is verdict]
     if not counted:
         reasons.append("every criterion is a dry run: nothing was judged")
-    waiting = [each.ask_again_ms for each in counted if each.ask_again_ms is not None]
+    held = [] if verdict is Verdict.FAIL else counted  # nothing that is still to come mends a FAIL
+    waiting = [each.ask_again_ms for each in held if each.ask_again_ms is not None]
     blind = _blind(request, hosts)
     return _head(request, verdict) | {
         "advice": _advice(verdict, blind, request),
         "blind": blind,
         "reasons": reasons if verdict is not Verdict.PASS else [f"all {len(counted)} criteria hold"],
         "ask_again_at": format_ms(max(waiting)) if waiting else None,
-        "missing": sorted({f"{each.criterion.name}: {each.missing}" for each in counted if each.missing}),
+        "missing": sorted({f"{each.criterion.name}: {each.missing}" for each in held if each.missing}),
         "observed": _observed(request, hosts),
         "arms": {
             "checked": sum(host.evidence.arms.checked for host in hosts if host.evidence),

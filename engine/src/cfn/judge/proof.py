@@ -12,12 +12,14 @@ variables by betting", JRSS B 2024). It needs only S and n of each bucket. A lim
 on a share: p95 below 5 s says that at most 5 % of the requests take longer.
 
 FAIL needs proof that the mean is above (cfn.judge.sequential: with its cut against bursts, and its
-restarts); PASS that it is below, over everything since the traffic came.
+restarts), in buckets in which V1 was not over the limit too: what hits both is not V2's. PASS needs
+proof that it is below, over everything since the traffic came.
 """
 
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cfn.judge.sequential import ALPHA_KEPT, Floats, running_log_e
 
@@ -36,6 +38,12 @@ def log_e_above(bad: Floats, requests: Floats, limit: float) -> Floats:
     ratios = np.outer(bad, np.log(alternatives / limit))
     ratios += np.outer(requests - bad, np.log((1 - alternatives) / (1 - limit)))
     return running_log_e(ratios)
+
+
+def shared(bad: Floats, requests: Floats, limit: float) -> NDArray[np.bool_]:
+    """The buckets in which V1 (its bad fractions and requests are given) was over the limit itself."""
+    over: NDArray[np.bool_] = bad > limit * requests
+    return over
 
 
 def log_e_below(bad: float, requests: int, limit: float) -> float:

@@ -52,6 +52,7 @@ class EventLine(msgspec.Struct, gc=False, tag="coordination", tag_field="type"):
     delivery_rate_pct: Percent
     completion_rate_pct: Percent
     error_rate_pct: Percent
+    sticky_key: str | msgspec.UnsetType = msgspec.UNSET
     mesh_delivery_rate_pct: Percent | None = None
     worker_delivery_rate_pct: Percent | None = None
 
@@ -100,6 +101,7 @@ def from_record(record: Coordinated) -> EventLine:
         outcome=record.outcome,  # type: ignore[arg-type]
         states=States(done=record.agents),
         coordination_time_ms=record.coordination_time_ms,
+        sticky_key=msgspec.UNSET if record.split_on == record.task_id else record.split_on,
         delivery_rate_pct=delivery,
         completion_rate_pct=completion,
         error_rate_pct=error,

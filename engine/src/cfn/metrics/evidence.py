@@ -234,7 +234,20 @@ class Evidence:
             result.generations[number] = read_config(each)
         result._read_requests(checks.sequence(value.get("request_cells"), "request_cells"))
         result._read_samples(checks.sequence(value.get("sample_cells"), "sample_cells"))
+        result._check_sums()
         return result
+
+    def _check_sums(self) -> None:
+        events = sum(
+            cell.v1.requests + cell.v2.requests + cell.over_capacity for cell in self.requests.values()
+        )
+        samples = sum(cell.samples for cell in self.sampled.values())
+        for name, found, told in (
+            ("events", events, self.events.records),
+            ("samples", samples, self.samples.records),
+        ):
+            if found != told:
+                raise ValueError(f"its cells hold {found} {name}, and {told} were read")
 
     def _read_requests(self, cells: list[Any]) -> None:
         for each in cells:

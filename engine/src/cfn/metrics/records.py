@@ -78,12 +78,14 @@ class GenerationStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coordinated:
-    """One coordination that ended. `rates_pct` is in the order of RATES, `level_rates_pct` in that of
-    LEVEL_RATES, None where the topology has no such level."""
+    """One coordination that ended. `split_on` is what its bucket is the bucket of: its sticky key, else
+    its task's id. `rates_pct` is in the order of RATES, `level_rates_pct` in that of LEVEL_RATES, None
+    where the topology has no such level."""
 
     time_ms: int
     release: str
     task_id: str
+    split_on: str
     agents: int
     bucket: int
     generation: int
@@ -207,6 +209,7 @@ def _coordination(value: Mapping[str, Any]) -> Coordinated:
         time_ms=parse_ms(checks.text(value.get("time"), "time")),
         release=checks.text(value.get("release"), "release"),
         task_id=checks.text(value.get("task_id"), "task_id"),
+        split_on=checks.text(value.get("sticky_key", value.get("task_id")), "sticky_key"),
         agents=agents,
         bucket=checks.whole(value.get("bucket"), "bucket", high=9_999),
         generation=checks.whole(value.get("generation"), "generation", low=1),

@@ -10,6 +10,7 @@ from decimal import Decimal
 from functools import lru_cache
 
 import msgspec
+from msgspec import UNSET
 
 from cfn.metrics import event_line
 from cfn.metrics.arm import Arm
@@ -188,6 +189,8 @@ class _Tallying:
             number = number_of(event.task_id)
             if not self._new((number + moment_ms) & KEY_MASK):
                 continue
+            if event.sticky_key is not UNSET:
+                number = number_of(event.sticky_key)
             if tally.lines and tally.newest_ms <= moment_ms <= self._future_ms and not self._open_damage:
                 tally.newest_ms = moment_ms
                 tally.lines += 1
