@@ -65,6 +65,10 @@ lint: $(VENV)/.ready ## Types, style and safety of everything
 bench: artifact ## Measure the engine on this machine against a limit in the same run
 	@python engine/bench/engine.py --output build/bench
 
+.PHONY: bench-judge
+bench-judge: $(VENV)/.ready ## Show by simulation how right the judge is, and how fast (minutes)
+	@python engine/bench/judge.py --output build/bench
+
 .PHONY: clean
 clean: lab-down ## Remove what was built, installed here, or started
 	@rm -rf build $(VENV)
