@@ -46,7 +46,11 @@ test: test-unit test-lab ## Every test
 
 .PHONY: test-unit
 test-unit: $(VENV)/.ready ## The fast tests: no lab, under two minutes
-	@pytest -m "not lab" -q
+	@pytest -m "not lab and not full" -q
+
+.PHONY: test-full
+test-full: $(VENV)/.ready ## The slow tests: full counts of what make test-unit samples
+	@pytest -m full -q
 
 .PHONY: test-lab
 test-lab: artifact ## The tests on real hosts: the lab itself, and the molecule scenarios

@@ -41,7 +41,7 @@ def test_what_is_above_its_limit_is_never_promised_a_proof() -> None:
 
 
 def bernoulli(
-    rng: np.random.Generator, share: float, buckets: int, size: int
+    rng: np.random.Generator, share: float, buckets: int, size: float
 ) -> tuple[np.ndarray, np.ndarray]:
     requests = rng.poisson(size, buckets).astype(float)
     return rng.binomial(requests.astype(int), share).astype(float), requests

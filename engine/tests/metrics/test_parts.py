@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfn.errors import UsageError
-from cfn.metrics import checks
-from cfn.metrics import files
+from cfn.metrics import checks, files
 from cfn.metrics.files import MAX_LINE_BYTES, pieces
 from cfn.metrics.histogram import Histogram
 from cfn.metrics.times import format_ms, parse_ms, read_argument

@@ -142,7 +142,8 @@ def test_requests_outside_the_split_are_counted_apart() -> None:
 
 def test_evidence_survives_its_json() -> None:
     found = events(generation(), *(event(number, number * 100, fallback="time") for number in range(30)))
-    found.sampled = samples(sample(1), sample(3)).sampled
+    sampled = samples(sample(1), sample(3))
+    found.sampled, found.samples = sampled.sampled, sampled.samples
     text = json.dumps(found.as_json())
     assert Evidence.from_json(json.loads(text)).as_json() == json.loads(text)
 
@@ -334,11 +335,10 @@ def tree(tmp_path: Path) -> Paths:
 
 
 def test_missing_and_empty_files_are_told_apart_from_no_requests(tree: Paths) -> None:
-    window = {"since_ms": T0, "until_ms": T0 + 20_000, "bucket_ms": 2_000, "now_ms": NOW}
-    missing = collect(tree, **window)
+    missing = collect(tree, T0, T0 + 20_000, 2_000, now_ms=NOW)
     assert (missing.events.present, missing.latest_generation) == (False, None)
     tree.events.write_bytes(json.dumps(generation()).encode() + b"\n")
-    idle = collect(tree, **window)
+    idle = collect(tree, T0, T0 + 20_000, 2_000, now_ms=NOW)
     assert (idle.events.present, idle.latest_generation, requests(idle)) == (True, 4, 0)
 
 

@@ -1,4 +1,7 @@
-"""`cfn metrics`: reduce this host's events and samples over a window to mergeable evidence."""
+"""`cfn metrics`: reduce events and samples over a window to mergeable evidence.
+
+Of this host, from its files; or of many hosts, from the Prometheus that scrapes their collectors.
+"""
 
 import argparse
 import json
@@ -6,12 +9,13 @@ import socket
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from cfn import paths
 from cfn.config import parse
 from cfn.errors import EXIT_DONE, DamagedError, UsageError
 from cfn.judge.window import MAX_BUCKETS
-from cfn.metrics.evidence import Evidence
+from cfn.metrics.evidence import CompactCells, Evidence
 from cfn.metrics.files import pieces
 from cfn.metrics.memory import Memory
 from cfn.metrics.packing import pack
@@ -28,6 +32,14 @@ def main(argv: list[str]) -> int:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="the whole evidence instead of a summary")
     how.add_argument("--packed", action="store_true", help="the whole evidence, compressed")
+    source = parser.add_argument_group("from a Prometheus, for many hosts")
+    source.add_argument("--prometheus", metavar="URL", help="its address; --packed is understood")
+    source.add_argument(
+        "--instance", action="append", default=[], metavar="HOST=LABEL", help="a host's label `instance`"
+    )
+    source.add_argument("--token-file", type=Path, metavar="FILE", help="holds a bearer token")
+    source.add_argument("--ca-file", type=Path, metavar="FILE", help="instead of the system's certificates")
+    source.add_argument("--timeout-s", type=float, default=30.0, help="of one query")
     options = parser.parse_args(argv)
     bucket_ms = round(options.bucket_s * 1_000) if 0 < options.bucket_s < 1e9 else 0
     since_ms, until_ms = read_argument(options.since), read_argument(options.until)
@@ -38,6 +50,10 @@ def main(argv: list[str]) -> int:
         )
     if since_ms % bucket_ms or until_ms % bucket_ms:
         raise UsageError(f"the window must begin and end on a multiple of the bucket, {options.bucket_s:g} s")
+    if options.prometheus is not None:
+        found = _ask_prometheus(options, since_ms, until_ms, bucket_ms)
+        print(json.dumps(found, sort_keys=True))
+        return EXIT_DONE
     tree = paths.installed()
     evidence = collect(
         tree,
@@ -48,11 +64,34 @@ def main(argv: list[str]) -> int:
         remembered=tree.root / "var/cache/cfn",
     )
     if options.json or options.packed:
-        found = evidence.as_json()
-        print(json.dumps(pack(found) if options.packed else found, sort_keys=True))
+        packed = options.packed
+        print(
+            json.dumps(
+                pack(evidence.head(), evidence.cells()) if packed else evidence.as_json(), sort_keys=True
+            )
+        )
     else:
         print(summary(evidence))
     return EXIT_DONE
+
+
+def _ask_prometheus(
+    options: argparse.Namespace, since_ms: int, until_ms: int, bucket_ms: int
+) -> dict[str, dict[str, Any]]:
+    from cfn.metrics.from_prometheus import Window, evidence_by_host  # not what a host's own query needs
+    from cfn.metrics.prometheus import Source
+
+    instances = dict(each.split("=", 1) for each in options.instance if "=" in each)
+    if not instances or len(instances) != len(options.instance):
+        raise UsageError("--prometheus needs --instance HOST=LABEL for every host, each host once")
+    source = Source(
+        url=options.prometheus,
+        token_file=options.token_file,
+        ca_file=options.ca_file,
+        timeout_s=options.timeout_s,
+    )
+    window = Window(since_ms=since_ms, until_ms=until_ms, bucket_ms=bucket_ms)
+    return evidence_by_host(source, instances, window)
 
 
 def collect(
@@ -67,7 +106,13 @@ def collect(
     """Read this host's files; what old pieces of them reduce to is remembered in a folder, if one is
     given. Raises DamagedError when one cannot be read, ConfigError when the configuration is refused:
     without its key no event's version can be recomputed."""
-    evidence = Evidence(host=socket.gethostname(), since_ms=since_ms, until_ms=until_ms, bucket_ms=bucket_ms)
+    evidence = Evidence(
+        host=socket.gethostname(),
+        since_ms=since_ms,
+        until_ms=until_ms,
+        bucket_ms=bucket_ms,
+        requests=CompactCells(),
+    )
     try:
         split_key = parse(tree.config.read_text(), source=str(tree.config)).config.split_key
         memory = Memory(remembered, split_key=split_key, bucket_ms=bucket_ms)

@@ -33,13 +33,13 @@ class Histogram:
         """How many values were added."""
         return self.zeros + sum(self.counts.values())
 
-    def add(self, value: float) -> None:
-        """Count one value, 0 to LARGEST. The caller has checked that it is finite."""
+    def add(self, value: float, times: int = 1) -> None:
+        """Count a value, 0 to LARGEST, so many times. The caller has checked that it is finite."""
         if value < SMALLEST:
-            self.zeros += 1
+            self.zeros += times
             return
         index = math.ceil(math.log(value) / _LOG_GAMMA)
-        self.counts[index] = self.counts.get(index, 0) + 1
+        self.counts[index] = self.counts.get(index, 0) + times
 
     def merge(self, other: "Histogram") -> None:
         """Add the counts of another histogram."""

@@ -7,7 +7,7 @@ of that. The size of what comes out is bounded: evidence is read from hosts.
 import base64
 import binascii
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -17,11 +17,19 @@ from cfn.metrics import checks
 MAX_BYTES = 134_217_728
 
 
-def pack(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """The object that stands for `evidence`: its `host`, and the rest as `packed`."""
-    content = msgspec.json.encode(evidence, order="sorted")
-    packed = base64.b64encode(zlib.compress(content, 6)).decode()
-    return {"v": evidence["v"], "host": evidence["host"], "packed": packed}
+def pack(head: Mapping[str, Any], cells: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The object that stands for evidence of this head and these lists of cells: its `host`, and the
+    rest as `packed`. One cell is in memory at a time."""
+    packing = zlib.compressobj(6)
+    text = [packing.compress(msgspec.json.encode(head)[:-1])]
+    for name, each in cells.items():
+        text.append(packing.compress(b"," + msgspec.json.encode(name) + b":["))
+        for number, cell in enumerate(each):
+            text.append(packing.compress((b"," if number else b"") + msgspec.json.encode(cell)))
+        text.append(packing.compress(b"]"))
+    text.append(packing.compress(b"}") + packing.flush())
+    packed = base64.b64encode(b"".join(text)).decode()
+    return {"v": head["v"], "host": head["host"], "packed": packed}
 
 
 def unpack(value: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -85,17 +85,17 @@ class _Events:
         self._recorded: dict[int, GenerationStarted] = {}
         self._damage = _DamageCount(evidence.events, evidence)
         self._recent: deque[set[int]] = deque()
-        self._remembered = 0
+        self._remembered: set[int] = set()
 
     def doubled(self, found: Tally) -> frozenset[int]:
         """The keys of a tally that occurred among the events before."""
         keys = set(array("Q", found.keys))
-        doubled: set[int] = set().union(*(keys & earlier for earlier in self._recent))
+        doubled = frozenset(keys & self._remembered)
         self._recent.append(keys)
-        self._remembered += len(keys)
-        while self._remembered - len(self._recent[0]) >= LINES_REMEMBERED:
-            self._remembered -= len(self._recent.popleft())
-        return frozenset(doubled)
+        self._remembered |= keys
+        while len(self._remembered) - len(self._recent[0]) >= LINES_REMEMBERED:
+            self._remembered -= self._recent.popleft()
+        return doubled
 
     def add(self, found: Tally) -> None:
         """Merge the next tally."""
@@ -125,10 +125,12 @@ class _Events:
         evidence.generations.setdefault(cell.generation, config)
         evidence.latest_generation = max(evidence.latest_generation or 0, cell.generation)
         self._check(cell, config)
-        total = evidence.requests.setdefault((cell.start_ms, cell.generation), RequestCell())
+        key = (cell.start_ms, cell.generation)
+        total = evidence.requests.get(key) or RequestCell()
         total.v1.merge(cell.v1)
         total.v2.merge(cell.v2)
         total.over_capacity += cell.outside
+        evidence.requests[key] = total
 
     def _check(self, cell: Cell, config: Ordered) -> None:
         """Hold a cell to the record of its generation."""

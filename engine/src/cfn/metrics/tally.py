@@ -176,6 +176,7 @@ class _Tallying:
         """Count coordinations. Two million of them should take seconds: hence one loop, few calls."""
         number_of, time_of = self._hasher.number, event_line.time_ms
         bucket_ms, cells, groups, tally = self._bucket_ms, self._cells, self._groups, self._tally
+        seen, keys, future_ms = self._seen, self._keys, self._future_ms
         for event in events:
             try:
                 moment_ms = time_of(event.time)
@@ -187,11 +188,15 @@ class _Tallying:
                 self._damaged("invalid")
                 continue
             number = number_of(event.task_id)
-            if not self._new((number + moment_ms) & KEY_MASK):
+            key = (number + moment_ms) & KEY_MASK
+            if key in seen:
+                self._damaged("duplicate")
                 continue
+            seen.add(key)
+            keys.append(key)
             if event.sticky_key is not UNSET:
                 number = number_of(event.sticky_key)
-            if tally.lines and tally.newest_ms <= moment_ms <= self._future_ms and not self._open_damage:
+            if tally.lines and tally.newest_ms <= moment_ms <= future_ms and not self._open_damage:
                 tally.newest_ms = moment_ms
                 tally.lines += 1
             elif not self._follows(moment_ms):

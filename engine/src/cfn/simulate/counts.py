@@ -36,7 +36,7 @@ def stream(scenario: Scenario, rng: np.random.Generator | None = None) -> Stream
     requests = rng.poisson(
         rate[:, None, None] * np.array([1 - share, share]) * np.ones((buckets, scenario.hosts, 1))
     )
-    v2 = np.full(buckets, scenario.v2_error_factor)
+    v2 = np.full(buckets, float(scenario.v2_error_factor))
     v2 *= 1 + scenario.drift_pct_per_day / 100 * hours / 24
     if scenario.step_at_h >= 0:
         v2[hours >= scenario.step_at_h] *= scenario.step_factor

@@ -137,7 +137,7 @@ def _other_traffic(request: Request, host: str, randomness: random.Random) -> st
 
 
 def _cut_text(request: Request, host: str, randomness: random.Random) -> str:
-    packed = pack(request["evidence"][host])
+    packed = pack(request["evidence"][host], {})
     text = packed["packed"]
     packed["packed"] = text[: randomness.randrange(len(text))]
     request["evidence"][host] = packed
@@ -145,7 +145,7 @@ def _cut_text(request: Request, host: str, randomness: random.Random) -> str:
 
 
 def _changed_text(request: Request, host: str, randomness: random.Random) -> str:
-    packed = pack(request["evidence"][host])
+    packed = pack(request["evidence"][host], {})
     text = packed["packed"]
     place = randomness.randrange(len(text) // 2)
     other = randomness.choice([each for each in "ABCDEFGH+/!\n" if each != text[place]])

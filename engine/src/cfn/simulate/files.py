@@ -63,7 +63,8 @@ def _events(
         ]
         order = rng.permutation(len(orders))
         moments = np.sort(rng.integers(0, _BUCKET_MS, len(orders)))
-        for place, moment in zip(order.tolist(), moments.tolist(), strict=True):
+        times = rng.lognormal(np.log(scenario.time_ms), scenario.time_spread, len(orders)).tolist()
+        for place, moment, time_ms in zip(order.tolist(), moments.tolist(), times, strict=True):
             arm, bad = orders[place]
             version = ("v1", "v2")[arm]
             task_id, task_bucket = next(task[version])
@@ -86,9 +87,7 @@ def _events(
                     "done": scenario.agents - failed - lost, "failed": failed, "undelivered": lost,
                     "unknown": 0,
                 },
-                "coordination_time_ms": round(
-                    float(rng.lognormal(np.log(scenario.time_ms * factor), scenario.time_spread)), 3
-                ),
+                "coordination_time_ms": round(time_ms * factor, 3),
                 "delivery_rate_pct": 0.0 if undelivered else 100.0,
                 "completion_rate_pct": 0.0 if bad else 100.0,
                 "error_rate_pct": 100.0 if bad else 0.0,
