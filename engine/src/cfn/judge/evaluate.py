@@ -232,6 +232,8 @@ class _Judged:
         if MEASURES[self.criterion.metric].occasional and all(each.value is None for each in self.points):
             metric = self.criterion.metric
             return self.wait(f"{metric}: nothing to measure happened yet", missing=f"one {metric} at least")
+        if self.criterion.statistic in TREND_STATISTICS and not self.window.full:
+            return self.wait("looked at once, when the window is full")
         if point is None or point.figure.value is None:
             return self.wait(
                 "no bucket has evidence enough" if not self.cumulative else self._said(point),
