@@ -12,7 +12,7 @@ description:
     nothing else; the playbook acts on the verdict.
   - A verdict other than PASS is no failure of this task. A request that is refused unjudged is.
   - What people recorded in the ledger of this host (critical incidents, attestations) is put into the
-    request as C(facts), unless it holds them. Without them, criteria on them have no data.
+    request as C(facts), unless it holds them. Without them, criteria on them are held.
 options:
   request:
     description: The request, as docs/reference/gates.md describes it.

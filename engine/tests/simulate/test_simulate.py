@@ -108,7 +108,7 @@ def test_a_look_at_the_past_never_asks_for_a_change() -> None:
 @pytest.mark.parametrize(
     ("facts", "wanted", "said"),
     [
-        (None, "NO_DATA", "no_critical_incident"),
+        (None, "INCONCLUSIVE", "no_critical_incident"),
         ({"critical_incidents": 1, "incidents": ["db-down"], "attested": {"dashboards_healthy": True}},
          "FAIL", "db-down"),
         ({"critical_incidents": 0, "incidents": [], "attested": {}}, "INCONCLUSIVE", "dashboards_healthy"),

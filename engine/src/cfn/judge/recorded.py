@@ -9,10 +9,10 @@ from cfn.judge.window import Window
 
 
 def evaluate_recorded(criterion: Criterion, layer: str, window: Window, facts: Facts | None) -> Result:
-    """Judge one criterion. Without the ledger's facts there is no verdict on it: NO_DATA."""
+    """Judge one criterion. Without the ledger's facts it is held: nobody was asked, and nobody is blind."""
     if facts is None:
         reason = "the ledger's facts are not in the request"
-        return _result(criterion, layer, window, Verdict.NO_DATA, reason, None)
+        return hold(criterion, layer, window, reason, missing="the facts of the ledger")
     if criterion.metric == "attested":
         return _attested(criterion, layer, window, facts)
     value = float(facts.critical_incidents)
@@ -40,7 +40,7 @@ def _attested(criterion: Criterion, layer: str, window: Window, facts: Facts) ->
 
 
 def _result(
-    criterion: Criterion, layer: str, window: Window, verdict: Verdict, reason: str, value: float | None
+    criterion: Criterion, layer: str, window: Window, verdict: Verdict, reason: str, value: float
 ) -> Result:
     return Result(
         criterion=criterion,
@@ -48,6 +48,6 @@ def _result(
         window=window,
         verdict=verdict,
         reason=reason,
-        observed=Figure(value, 0 if value is None else 1),
+        observed=Figure(value, 1),
         where="the ledger",
     )
