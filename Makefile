@@ -79,6 +79,10 @@ soak: artifact ## Coordinate each second for SOAK_MINUTES while processes are ki
 bench-router: $(VENV)/.ready ## Measure the router against its bars
 	@python -m engine.bench.router --output build/bench
 
+.PHONY: bench-judge
+bench-judge: $(VENV)/.ready ## Show by simulation how right the judge is, and how fast (minutes)
+	@python engine/bench/judge.py --output build/bench
+
 .PHONY: clean
 clean: lab-down ## Remove what was built, installed here, or started
 	@rm -rf build $(VENV)
