@@ -1,0 +1,75 @@
+"""Where a stage stands by its ledger: since when it runs as it does, its looks, and what is due. Pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cfn.metrics.times import format_ms, parse_ms
+from cfn.rollout.cadence import due, read_cadence
+from cfn.rollout.escalation import Escalation, escalations
+from cfn.rollout.observations import Observed, observe
+from cfn.rollout.plan import Plan
+
+Record = Mapping[str, Any]
+
+
+def of_stage(records: Sequence[Record], stage: str) -> list[Record]:
+    """The records of one stage."""
+    return [record for record in records if record["stage"] == stage]
+
+
+def last_flip(records: Sequence[Record], stage: str) -> Record | None:
+    """The last record of a flip that changed any host; a run that had nothing to flip began nothing."""
+    flips = [record for record in of_stage(records, stage) if record["kind"] == "flipped"]
+    changed = [record for record in flips if _changed(record["data"])]
+    return next(iter(reversed(changed or flips)), None)
+
+
+def _changed(data: Mapping[str, Any]) -> bool:
+    hosts = data.get("hosts")
+    return not isinstance(hosts, dict) or any(host.get("changed") for host in hosts.values())
+
+
+def last_verdict(records: Sequence[Record], stage: str) -> Record | None:
+    """The last verdict of a stage."""
+    verdicts = [record for record in of_stage(records, stage) if record["kind"] == "verdict"]
+    return verdicts[-1] if verdicts else None
+
+
+def looks_due(records: Sequence[Record], plan: Plan, stage: str, now_ms: int) -> dict[str, Any]:
+    """When the next look of a stage is due, and which were missed, since its last flip."""
+    flip = last_flip(records, stage)
+    if flip is None:
+        return {"since": None, "due": False, "next": None, "missed": [], "intensive_until": None,
+                "closely_until": None, "looks": 0}  # fmt: skip
+    since_ms = parse_ms(flip["time"])
+    traffic = _traffic_pct(flip["data"])
+    looks = [
+        parse_ms(record["time"])
+        for record in of_stage(records, stage)
+        if record["kind"] == "verdict" and parse_ms(record["time"]) >= since_ms
+    ]
+    found = due(read_cadence(plan.window(stage), traffic, plan.scale), since_ms, looks, now_ms)
+    return {
+        "since": format_ms(since_ms),
+        "due": found.now_due,
+        "next": format_ms(found.next_ms),
+        "every_s": found.every_s,
+        "missed": [format_ms(each) for each in found.missed],
+        "intensive_until": format_ms(found.intensive_until_ms),
+        "closely_until": format_ms(found.closely_until_ms),
+        "looks": len(looks),
+    }
+
+
+def _traffic_pct(data: Mapping[str, Any]) -> float:
+    hosts = data.get("hosts")
+    shares = [host["after"]["traffic_pct"] for host in hosts.values()] if isinstance(hosts, dict) else []
+    return float(max(shares, default=data.get("traffic_pct", 0)))
+
+
+def escalations_of(records: Sequence[Record], plan: Plan, stage: str, now_ms: int) -> list[Escalation]:
+    """Every escalation of a stage, by its last look's evidence."""
+    verdict = last_verdict(records, stage)
+    observed = observe(verdict["data"]["request"]) if verdict else Observed((), 0, ())
+    results = verdict["data"]["verdict"]["results"] if verdict else []
+    return escalations(records, stage, observed, results, plan.figures(stage), now_ms)
