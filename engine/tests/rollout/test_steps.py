@@ -190,7 +190,7 @@ def test_after_a_setback_staging_needs_a_day_of_evidence_from_after_it(
 
 def test_attestations_are_asked_for_by_name_and_age(story: Story) -> None:
     question = asked("stage1", 10, 1, replace(ATTESTED, staging_verdict=False))
-    assert "item=oncall_available" in decide(story, question).reasons[0]
+    assert "attest=oncall_available" in decide(story, question).reasons[0]
     story.attest(0, "stage1", "oncall_available", holds=False)
     assert "does not hold" in decide(story, question).reasons[0]
     story.attest(0.5, "stage1", "oncall_available")

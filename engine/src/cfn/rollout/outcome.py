@@ -88,7 +88,13 @@ def outcome(
     for item in attested_items:
         record = attested.get(item)
         if record is None:
-            unmet.append((item, "", "nobody has attested it: ansible-playbook attest.yml -e stage=epic"))
+            unmet.append(
+                (
+                    item,
+                    "",
+                    f"nobody has attested it: ansible-playbook attest.yml -e stage=epic -e attest={item}",
+                )
+            )
         elif not record["data"]["holds"]:
             unmet.append((item, "", f"{record['data']['by']}: {record['data']['note']}"))
         else:

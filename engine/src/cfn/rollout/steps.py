@@ -322,7 +322,7 @@ def _need_attestations(decision: Decision, records: Sequence[Record], asked: Ask
         if record is None:
             decision.reasons.append(
                 f"nobody has attested {item} for {asked.stage}: ansible-playbook attest.yml "
-                f"-e stage={asked.stage} -e item={item} -e by=NAME"
+                f"-e stage={asked.stage} -e attest={item} -e by=NAME"
             )
             continue
         cited = f"{item}, attested by {record['data']['by']} at {record['time']}"
