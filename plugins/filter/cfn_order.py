@@ -110,6 +110,29 @@ def _boot() -> str:
         return "unknown"
 
 
+def plan(table: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan of a rollout, as docs/reference/order.md describes it.
+
+    `environment`: environment, kind, stage, time_factor, table_sha256, severities, attestations, hosts,
+    and as wanted watch and anchors.
+    """
+    own = ("environment", "kind", "stage", "time_factor", "table_sha256", "severities", "hosts")
+    return {
+        "v": 1,
+        "table": table,
+        "attested_at_the_end": environment["attestations"]["epic"],
+        "watch": environment.get("watch", {}),
+        "anchors": environment.get("anchors", {}),
+        **{name: environment[name] for name in own},
+    }
+
+
+def anchors(hosts: Iterable[str], hostvars: Hostvars) -> dict[str, Any]:
+    """The heads of the ledger that each host keeps, of `report_anchors`; without hosts that keep none."""
+    kept = {host: hostvars[host].get("report_anchors", {}).get("anchors") for host in hosts}
+    return {host: heads for host, heads in kept.items() if heads}
+
+
 # What attest.yml can record, by the variable that names it, and what each needs beside it.
 _ATTEST = {
     "attest": ("attested", ("by",)),
@@ -175,4 +198,6 @@ class FilterModule:
             "cfn_run_id": run_id,
             "cfn_dead_run": dead_run,
             "cfn_attestation": attestation,
+            "cfn_plan": plan,
+            "cfn_anchors": anchors,
         }

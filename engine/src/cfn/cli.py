@@ -20,6 +20,7 @@ COMMANDS = {
     "ledger": ("ledger", "append, show, verify, replay and export the record of what was done and decided"),
     "lock": ("lock", "the lock of a rollout: who holds it, take it, give it back, break it"),
     "rollout": ("rollout", "what may start, what is due, what is to be escalated, how it ended"),
+    "report": ("report", "the report of a stage or of the whole rollout, as HTML and JSON"),
     "cleanup": ("cleanup", "remove what has outlived its retention"),
     "conductor": ("conductor", "run the conductor (a unit does this)"),
     "spawner": ("spawner", "run the spawner of workers (a unit does this)"),

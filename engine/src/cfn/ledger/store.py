@@ -12,7 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,14 @@ class LedgerStore:
             except (ValueError, RecursionError) as error:
                 raise DamagedError(f"{self.path}: record {number} cannot be trusted: {error}") from None
             yield record
+
+    def trusted(self) -> list[Record]:
+        """The records before the first that cannot be trusted, oldest first."""
+        found = []
+        with suppress(DamagedError):
+            for record in self.oldest():
+                found.append(record)
+        return found
 
     def newest(self) -> Iterator[Record]:
         """Every record, newest first, each held against the one after it, which names it. Reads no
