@@ -1,9 +1,10 @@
 """The cadence of the stage table: when looks are due, and which were missed."""
 
-from itertools import islice
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cfn.errors import UsageError
 from cfn.judge.timescale import TimeScale
@@ -18,7 +19,8 @@ def cadence(figures: Any = STAGE1, traffic: float = 10, factor: float = 1) -> Ca
 
 
 def hours(figures: Any, count: int) -> list[float]:
-    return [(time_ms - T0) / HOUR_MS for time_ms, _ in islice(schedule(cadence(figures), T0), count)]
+    times = schedule(cadence(figures), T0)
+    return [(times.time(number)[0] - T0) / HOUR_MS for number in range(count)]
 
 
 def test_the_looks_of_stage_1() -> None:
@@ -55,6 +57,23 @@ def test_due_and_missed(
     found = due(cadence(), T0, looks, T0 + round(now_h * HOUR_MS))
     assert (found.now_due, (found.next_ms - T0) / HOUR_MS) == (is_due, next_h)
     assert [(each - T0) / HOUR_MS for each in found.missed] == missed_h
+    assert found.missed_count == len(missed_h)
+
+
+@given(st.integers(-5, 3_000))
+def test_numbers_and_times_agree(number: int) -> None:
+    times = schedule(cadence(STAGE2, 50), T0)
+    if number < 0:
+        assert times.number(T0 + number) == -1
+        return
+    assert times.number(times.time(number)[0]) == number
+    assert times.number(times.time(number)[0] - 1) == number - 1
+
+
+def test_years_without_a_look_cost_nothing_and_name_a_few() -> None:
+    found = due(cadence(factor=20_160), T0, [], T0 + 3 * 365 * DAY_MS)
+    assert found.missed_count > 10_000_000
+    assert len(found.missed) == 20
 
 
 @pytest.mark.parametrize(

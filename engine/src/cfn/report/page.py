@@ -312,7 +312,7 @@ def _looks(stage: Data) -> Content:
         words.append(f"the next is {'due since' if looks['due'] else 'due'} {moment(looks['next'])} UTC")
     missed = looks["missed"]
     if missed:
-        words.append(f"{len(missed)} missed, the last at {moment(missed[-1])}")
+        words.append(f"{looks['missed_count']} missed, the last at {moment(missed[-1])}")
     return tag(
         "div",
         tag("h3", "Looks"),

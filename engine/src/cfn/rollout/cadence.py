@@ -1,8 +1,8 @@
 """The cadence of looks: when one is due, which were missed, and what a fresh flip switches on. Pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from typing import Any
 
 from cfn.errors import UsageError
@@ -10,6 +10,7 @@ from cfn.judge.timescale import TimeScale
 from cfn.metrics import checks
 
 GRACE_SHARE = 0.25  # of the interval: so late, a look counts as missed
+MAX_NAMED_MISSED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +33,14 @@ class Cadence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Due:
-    """Where the looks stand. Times in ms since 1970. `missed` are the due times of looks that never
-    came, oldest first; the newest may still be made up for by a look now."""
+    """Where the looks stand. Times in ms since 1970. `missed` are the newest due times of looks that
+    never came, oldest first, of `missed_count` in all; the newest may still be made up for now."""
 
     now_due: bool
     next_ms: int
     every_s: float
     missed: tuple[int, ...]
+    missed_count: int
     intensive_until_ms: int
     closely_until_ms: int
 
@@ -68,43 +70,65 @@ def read_cadence(figures: Mapping[str, Any], traffic_pct: float, scale: TimeScal
     return Cadence(phases=phases, intensive_s=intensive_s, closely_s=closely_s)
 
 
-def schedule(cadence: Cadence, since_ms: int) -> Iterator[tuple[int, float]]:
-    """Due times in ms since 1970 and the interval that led to each, without end."""
-    at_s = 0.0
-    phases = iter(cadence.phases)
-    phase = next(phases)
-    while True:
-        following = at_s + phase.every_s
-        while following > phase.until_s + 1e-9:
-            later = next(phases, None)
-            if later is None:
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Due times in ms since 1970, numbered from 0, without end: runs of equal intervals, as (first due
+    time, interval, how many; None of the last run)."""
+
+    runs: tuple[tuple[int, int, int | None], ...]
+
+    def number(self, time_ms: int) -> int:
+        """The number of the newest due time at or before `time_ms`; -1 before the first."""
+        found = -1
+        for first, every, count in self.runs:
+            if time_ms < first:
                 break
-            phase = later
-            following = at_s + phase.every_s
-        at_s = following
-        yield since_ms + round(at_s * 1_000), phase.every_s
+            passed = (time_ms - first) // every + 1
+            found += passed if count is None else min(passed, count)
+        return found
+
+    def time(self, number: int) -> tuple[int, int]:
+        """The due time with a number, and the interval that led to it, in ms."""
+        for first, every, count in self.runs:
+            if count is None or number < count:
+                return first + number * every, every
+            number -= count
+        raise AssertionError("the last run has no end")
+
+
+def schedule(cadence: Cadence, since_ms: int) -> Schedule:
+    """The due times of a cadence that began at `since_ms`."""
+    runs: list[tuple[int, int, int | None]] = []
+    at_ms = 0
+    for phase in cadence.phases:
+        every = max(1, round(phase.every_s * 1_000))
+        count = max(0, (round(phase.until_s * 1_000) - at_ms) // every)
+        last = phase is cadence.phases[-1]
+        if count or last:
+            runs.append((since_ms + at_ms + every, every, None if last else count))
+        at_ms += count * every
+    return Schedule(tuple(runs))
 
 
 def due(cadence: Cadence, since_ms: int, looks_ms: Sequence[int], now_ms: int) -> Due:
     """Where the looks stand for traffic that is as it is since `since_ms`. A look serves the newest
     due time before it."""
-    past = list(takewhile(lambda each: each[0] <= now_ms, schedule(cadence, since_ms)))
-    coming_ms, every_s = next(each for each in schedule(cadence, since_ms) if each[0] > now_ms)
-    ends = [*(time_ms for time_ms, _ in past), coming_ms][1:]
-    served = [
-        any(begin <= look < end for look in looks_ms) for (begin, _), end in zip(past, ends, strict=True)
+    times = schedule(cadence, since_ms)
+    newest = times.number(now_ms)
+    served = {number for look in looks_ms if 0 <= (number := times.number(look)) <= newest}
+    now_due = newest >= 0 and newest not in served
+    next_ms, every_ms = times.time(newest if now_due else newest + 1)
+    late = now_due and now_ms > next_ms + GRACE_SHARE * every_ms
+    last = newest if late or not now_due else newest - 1  # the last that is served, or is not coming
+    missed = [
+        number for number in range(last, max(-1, last - MAX_NAMED_MISSED * 2), -1) if number not in served
     ]
-    now_due = bool(past) and not served[-1]
-    missed = tuple(
-        time_ms
-        for (time_ms, interval_s), was in zip(past, served, strict=True)
-        if not was and now_ms > time_ms + GRACE_SHARE * interval_s * 1_000
-    )
     return Due(
         now_due=now_due,
-        next_ms=past[-1][0] if now_due else coming_ms,
-        every_s=every_s,
-        missed=missed,
+        next_ms=next_ms,
+        every_s=every_ms / 1_000,
+        missed=tuple(times.time(number)[0] for number in reversed(missed[:MAX_NAMED_MISSED])),
+        missed_count=last + 1 - sum(number <= last for number in served),
         intensive_until_ms=since_ms + round(cadence.intensive_s * 1_000),
         closely_until_ms=since_ms + round(cadence.closely_s * 1_000),
     )

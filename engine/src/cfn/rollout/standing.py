@@ -39,8 +39,8 @@ def looks_due(records: Sequence[Record], plan: Plan, stage: str, now_ms: int) ->
     """When the next look of a stage is due, and which were missed, since its last flip."""
     flip = last_flip(records, stage)
     if flip is None:
-        return {"since": None, "due": False, "next": None, "missed": [], "intensive_until": None,
-                "closely_until": None, "looks": 0}  # fmt: skip
+        times = dict.fromkeys(("since", "next", "intensive_until", "closely_until"))
+        return {**times, "due": False, "missed": [], "missed_count": 0, "looks": 0}
     since_ms = parse_ms(flip["time"])
     traffic = _traffic_pct(flip["data"])
     looks = [
@@ -55,6 +55,7 @@ def looks_due(records: Sequence[Record], plan: Plan, stage: str, now_ms: int) ->
         "next": format_ms(found.next_ms),
         "every_s": found.every_s,
         "missed": [format_ms(each) for each in found.missed],
+        "missed_count": found.missed_count,
         "intensive_until": format_ms(found.intensive_until_ms),
         "closely_until": format_ms(found.closely_until_ms),
         "looks": len(looks),
