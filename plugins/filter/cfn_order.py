@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import multiprocessing
 import os
 import socket
@@ -133,6 +134,26 @@ def anchors(hosts: Iterable[str], hostvars: Hostvars) -> dict[str, Any]:
     return {host: heads for host, heads in kept.items() if heads}
 
 
+def watch_targets(hosts: Iterable[str], hostvars: Hostvars) -> dict[str, Any]:
+    """Where the control host reaches each host: `watch_address` and `watch_port`, or as Ansible does."""
+    return {
+        host: {
+            "address": hostvars[host].get("watch_address") or hostvars[host].get("ansible_host") or host,
+            "port": int(hostvars[host].get("watch_port") or hostvars[host].get("ansible_port") or 22),
+        }
+        for host in hosts
+    }
+
+
+def known_hosts(hosts: Iterable[str], hostvars: Hostvars) -> str:
+    """The lines of a known_hosts file, by inventory name, from what each host's `watch_host_key` was."""
+    keys = {host: hostvars[host].get("watch_host_key", {}).get("content") for host in hosts}
+    lines = [
+        f"{host} {' '.join(base64.b64decode(key).decode().split()[:2])}" for host, key in keys.items() if key
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
 # What attest.yml can record, by the variable that names it, and what each needs beside it.
 _ATTEST = {
     "attest": ("attested", ("by",)),
@@ -200,4 +221,6 @@ class FilterModule:
             "cfn_attestation": attestation,
             "cfn_plan": plan,
             "cfn_anchors": anchors,
+            "cfn_watch_targets": watch_targets,
+            "cfn_known_hosts": known_hosts,
         }

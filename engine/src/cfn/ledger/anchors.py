@@ -29,6 +29,9 @@ def keep(folder: Path, environment: str, head: Head, *, time: str) -> bool:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.geteuid() == 0:  # whoever comes first: the watch's account must be able to add to it
+                owner = folder.stat()
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
             kept = read(folder, environment)
             if head in kept:
                 return False

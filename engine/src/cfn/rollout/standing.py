@@ -17,16 +17,26 @@ def of_stage(records: Sequence[Record], stage: str) -> list[Record]:
     return [record for record in records if record["stage"] == stage]
 
 
-def last_flip(records: Sequence[Record], stage: str) -> Record | None:
-    """The last record of a flip that changed any host; a run that had nothing to flip began nothing."""
-    flips = [record for record in of_stage(records, stage) if record["kind"] == "flipped"]
-    changed = [record for record in flips if _changed(record["data"])]
-    return next(iter(reversed(changed or flips)), None)
+def flip_of(record: Record) -> tuple[float, bool] | None:
+    """V2's share after a flip, and whether any host was changed; None of another record. A run that had
+    nothing to flip began nothing."""
+    if record["kind"] != "flipped":
+        return None
+    hosts = record["data"].get("hosts")
+    if not isinstance(hosts, dict):
+        return float(record["data"].get("traffic_pct", 0)), True
+    shares = [float(host["after"]["traffic_pct"]) for host in hosts.values() if host.get("after")]
+    return max(shares, default=0.0), any(host.get("changed") for host in hosts.values())
 
 
-def _changed(data: Mapping[str, Any]) -> bool:
-    hosts = data.get("hosts")
-    return not isinstance(hosts, dict) or any(host.get("changed") for host in hosts.values())
+def last_flip(records: Sequence[Record], stage: str) -> tuple[Record, float] | None:
+    """The record of the last flip that changed any host (of the first, if none did), and V2's share."""
+    found = None
+    for record in of_stage(records, stage):
+        flip = flip_of(record)
+        if flip is not None and (flip[1] or found is None):
+            found = (record, flip[0])
+    return found
 
 
 def last_verdict(records: Sequence[Record], stage: str) -> Record | None:
@@ -41,12 +51,12 @@ def looks_due(records: Sequence[Record], plan: Plan, stage: str, now_ms: int) ->
     if flip is None:
         times = dict.fromkeys(("since", "next", "intensive_until", "closely_until"))
         return {**times, "due": False, "missed": [], "missed_count": 0, "looks": 0}
-    since_ms = parse_ms(flip["time"])
-    traffic = _traffic_pct(flip["data"])
+    record, traffic = flip
+    since_ms = parse_ms(record["time"])
     looks = [
-        parse_ms(record["time"])
-        for record in of_stage(records, stage)
-        if record["kind"] == "verdict" and parse_ms(record["time"]) >= since_ms
+        parse_ms(each["time"])
+        for each in of_stage(records, stage)
+        if each["kind"] == "verdict" and parse_ms(each["time"]) >= since_ms
     ]
     found = due(read_cadence(plan.window(stage), traffic, plan.scale), since_ms, looks, now_ms)
     return {
@@ -60,12 +70,6 @@ def looks_due(records: Sequence[Record], plan: Plan, stage: str, now_ms: int) ->
         "closely_until": format_ms(found.closely_until_ms),
         "looks": len(looks),
     }
-
-
-def _traffic_pct(data: Mapping[str, Any]) -> float:
-    hosts = data.get("hosts")
-    shares = [host["after"]["traffic_pct"] for host in hosts.values()] if isinstance(hosts, dict) else []
-    return float(max(shares, default=data.get("traffic_pct", 0)))
 
 
 def escalations_of(records: Sequence[Record], plan: Plan, stage: str, now_ms: int) -> list[Escalation]:
