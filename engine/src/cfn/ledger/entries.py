@@ -34,13 +34,22 @@ def environment_of(named: str | None) -> str:
         raise UsageError(f"no --environment given, and {source} does not tell it: {error}") from None
 
 
-def checked_entry(*, kind: str, stage: str, actor: str, environment: str, data: Mapping[str, Any]) -> Entry:
-    """An entry of now. Raises UsageError for names and data that are refused."""
+def checked_entry(
+    *,
+    kind: str,
+    stage: str,
+    actor: str,
+    environment: str,
+    data: Mapping[str, Any],
+    now_ms: int | None = None,
+) -> Entry:
+    """An entry of `now_ms`, or of the clock's time. Raises UsageError for names and data that are
+    refused."""
     for name, value in (("stage", stage), ("environment", environment)):
         if not NAME.fullmatch(value):
             raise UsageError(f"{name} {value!r} is refused: a short name in lower case is allowed")
     if not actor.strip() or not actor.isprintable() or len(actor) > 256:
         raise UsageError("actor must be one line of 1 to 256 characters")
     check_data(kind, data)
-    now = format_ms(time.time_ns() // 1_000_000)
+    now = format_ms(time.time_ns() // 1_000_000 if now_ms is None else now_ms)
     return Entry(time=now, environment=environment, kind=kind, stage=stage, actor=actor, data=data)

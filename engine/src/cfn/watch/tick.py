@@ -42,6 +42,7 @@ class Watch:
     store: LedgerStore
     memory_path: Path
     actor: str
+    _now_ms: int | None = None
     _said: list[str] = field(default_factory=list)
     _recorded: bool = False
 
@@ -58,6 +59,7 @@ class Watch:
         Raises CfnError when the ledger cannot be trusted or written: then nothing can be recorded, and
         the hosts, which were told of this tick already, fall back when it lasts.
         """
+        self._now_ms = now_ms
         memory = recall(self.memory_path, self.plan.stage)
         memory.catch_up(self.store)
         answers = self._ask({})
@@ -206,6 +208,7 @@ class Watch:
             actor=self.actor,
             environment=self.plan.environment,
             data=data,
+            now_ms=self._now_ms,
         )
         record = self.store.append(entry)
         self._recorded = True
