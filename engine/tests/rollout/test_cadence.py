@@ -72,7 +72,7 @@ def test_numbers_and_times_agree(number: int) -> None:
 
 def test_years_without_a_look_cost_nothing_and_name_a_few() -> None:
     found = due(cadence(factor=20_160), T0, [], T0 + 3 * 365 * DAY_MS)
-    assert found.missed_count > 10_000_000
+    assert found.missed_count > 1_000_000
     assert len(found.missed) == 20
 
 
@@ -92,7 +92,7 @@ def test_what_a_fresh_flip_switches_on(
 
 def test_the_lab_shortens_all_of_it() -> None:
     found = due(cadence(factor=20_160), T0, [], T0 + 100)
-    assert (found.next_ms - T0, found.now_due) == (2_000, False)
+    assert (found.next_ms - T0, found.now_due) == (60_000, False)
     assert found.intensive_until_ms - T0 == round(DAY_MS / 20_160)
 
 

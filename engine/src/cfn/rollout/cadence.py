@@ -11,6 +11,7 @@ from cfn.metrics import checks
 
 GRACE_SHARE = 0.25  # of the interval: so late, a look counts as missed
 MAX_NAMED_MISSED = 20
+SHORTEST_S = 60.0  # the watch runs once a minute, in the lab, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,9 @@ def read_cadence(figures: Mapping[str, Any], traffic_pct: float, scale: TimeScal
         phases = tuple(
             Phase(
                 until_s=checks.number(each.get("until_s"), "until_s", low=1) / scale.factor,
-                every_s=scale.cadence_s(checks.number(each.get("every_s"), "every_s", low=1)),
+                every_s=max(
+                    scale.cadence_s(checks.number(each.get("every_s"), "every_s", low=1)), SHORTEST_S
+                ),
             )
             for each in (
                 checks.mapping(look, "a look") for look in checks.sequence(figures["looks"], "looks")
