@@ -1,7 +1,7 @@
 """Escalations and the outcome: each trigger fires on its own cause, and on nothing less."""
 
 from dataclasses import replace
-from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +9,6 @@ import yaml
 
 from cfn.errors import UsageError
 from cfn.metrics.arm import Arm
-from cfn.metrics.records import Coordinated, Ordered
 from cfn.rollout.escalation import Figures, escalations, failed_attempts, read_figures, severity
 from cfn.rollout.observations import Bucket, Observed
 from cfn.rollout.outcome import outcome
@@ -22,27 +21,13 @@ FIGURES = read_figures(TABLE["stage1"], OPERATIONS["cfn_severities"], 1)
 BUCKET_MS = 300_000
 
 
-def arm(time_ms: float, delivery_pct: float, requests: int = 10) -> Arm:
-    found = Arm()
-    for number in range(requests):
-        found.add(
-            Coordinated(
-                time_ms=T0,
-                release="r",
-                task_id=f"t-{number}",
-                agents=10,
-                bucket=0,
-                generation=1,
-                config=Ordered(version="v2", traffic_pct=Decimal(10)),
-                ordered="v2",
-                reason="split",
-                fallback=None,
-                outcome="done",
-                coordination_time_ms=time_ms,
-                rates_pct=(delivery_pct, delivery_pct, 100 - delivery_pct),
-            )
-        )
-    return found
+def arm(time_ms: float, delivery_pct: float, requests: int = 10) -> Any:
+    """Requests that are all alike, as far as an escalation looks at them."""
+    return SimpleNamespace(
+        requests=requests,
+        rate_pct=lambda _: delivery_pct,
+        times_ms=SimpleNamespace(quantile=lambda _: time_ms),
+    )
 
 
 def observed(*arms: tuple[float, float] | None) -> Observed:

@@ -186,14 +186,21 @@ class Watch:
         self._record("rolled_back", {"to_pct": target_pct, "hosts": done, "text": text})
 
     def _take_in_spools(self, memory: Memory, answers: Answers) -> None:
-        """What guards did by themselves is joined to the ledger, once."""
+        """What guards did by themselves is joined to the ledger, once, and as one: they fell back for
+        the same reason."""
+        alone: dict[str, Any] = {}
         for host, answer in answers.items():
             spooled: Sequence[Mapping[str, Any]] = answer.get("spooled", [])
             for each in spooled:
                 if str(each.get("time")) > memory.spooled.get(host, ""):
                     memory.spooled[host] = str(each.get("time"))
-                    text = f"{host} fell back to V1 by itself at {each.get('time')}: {each.get('reason')}"
-                    self._record("rolled_back", {"to_pct": 0, "hosts": {host: dict(each)}, "text": text})
+                    alone[host] = dict(each)
+        if alone:
+            lines = [
+                f"{host} fell back to V1 by itself at {each.get('time')}: {each.get('reason')}"
+                for host, each in alone.items()
+            ]
+            self._record("rolled_back", {"to_pct": 0, "hosts": alone, "text": "\n".join(lines)})
 
     # The hosts and the ledger
 
