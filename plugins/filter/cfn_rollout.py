@@ -122,7 +122,7 @@ def gate_request(
         or {"version": ordered.get("version", "v1"), "traffic_pct": ordered.get("traffic_pct", 0)},
         "hosts": hosts,
         "release": ", ".join(releases),
-        "stage_table_sha256": _sha256(table),
+        "stage_table_sha256": table_sha256(table),
         "time_factor": environment["time_factor"],
         "window_s": judged["window_s"],
         "blind_limit_s": table[stage]["objectives"].get("blind_limit_s", BLIND_LIMIT_S),
@@ -152,8 +152,9 @@ def _step_name(table: Mapping[str, Any], stage: str, kind: str, traffic: object)
         return str(traffic)
 
 
-def _sha256(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+def table_sha256(table: Mapping[str, Any]) -> str:
+    """What tells one stage table from another, in verdicts and in the order of steps."""
+    text = json.dumps(table, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -168,4 +169,5 @@ class FilterModule:
             "cfn_flip_records": flip_records,
             "cfn_rollback_outcome": rollback_outcome,
             "cfn_gate_request": gate_request,
+            "cfn_table_sha256": table_sha256,
         }

@@ -60,6 +60,9 @@ class Config:
     events_size_mb: int = 256
     events_parts: int = 16
     metrics_interval_s: Decimal = Decimal(60)
+    metrics_listen: str = "127.0.0.1"
+    metrics_port: int = 8471
+    detail_time_s: int = 0
     shm_size_mb: int = 256
     max_fd: int = 4_096
 
@@ -181,6 +184,11 @@ KEYS: tuple[Key, ...] = (
     _integer("CFN_EVENTS_SIZE", "events_size_mb", 1, 1_048_576),
     _integer("CFN_EVENTS_PARTS", "events_parts", 1, 1_000),
     _decimal("CFN_METRICS_INTERVAL", "metrics_interval_s", "0.10", "3600"),
+    _text(
+        "CFN_METRICS_LISTEN", "metrics_listen", r"[0-9]{1,3}(\.[0-9]{1,3}){3}", "an IPv4 address of the host"
+    ),
+    _integer("CFN_METRICS_PORT", "metrics_port", 0, 65_535),
+    _integer("CFN_DETAIL_TIME", "detail_time_s", 0, 2_592_000),
     _integer("CFN_SHM_SIZE", "shm_size_mb", 1, 1_048_576),
     _integer("CFN_MAX_FD", "max_fd", 64, 10_000_000),
 )

@@ -16,9 +16,11 @@ import pytest
 
 from cfn.collector import output, probes
 from cfn.collector.daemon import Collector
+from cfn.collector.processes import Daemons, Processes
 from cfn.collector.sample import Readings, nearest_rank, sample
-from cfn.collector.tail import EventTail
+from cfn.collector.tail import Ended, EventTail
 from cfn.metrics.records import Coordinated, read_event, read_sample
+from cfn.metrics.times import format_ms
 from cfn.paths import Paths
 
 
@@ -50,14 +52,14 @@ def event(number: int = 1, **changes: Any) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-def coordinated(number: int, **changes: Any) -> Coordinated:
+def coordinated(number: int, **changes: Any) -> Ended:
     record = read_event(event(number, **changes))
     assert isinstance(record, Coordinated)
-    return record
+    return Ended(record)
 
 
 def readings(**changes: Any) -> Readings:
-    return Readings(time_s=1_800_000_000.1234, host="h", release="r", **changes)
+    return Readings(time_s=1_800_000_000.1234, host_name="h", release="r", **changes)
 
 
 def test_what_cannot_be_read_is_absent() -> None:
@@ -65,7 +67,7 @@ def test_what_cannot_be_read_is_absent() -> None:
 
 
 def test_no_request_is_zero_requests_and_no_time() -> None:
-    found = sample(readings(coordinations=[], active_agents=0))
+    found = sample(readings(ended=[], active_agents=0))
     assert (found["v1_requests"], found["v2_requests"], found["active_agents"]) == (0, 0, 0)
     assert not {"coordination_time", "delivery_rate"} & set(found)
 
@@ -73,14 +75,16 @@ def test_no_request_is_zero_requests_and_no_time() -> None:
 def test_the_figures_are_those_of_v2_within_the_split() -> None:
     events = [coordinated(number) for number in range(1, 21)]
     events += [coordinated(9000, ordered="v1"), coordinated(8000, ordered="v1", reason="over_capacity")]
-    found = sample(readings(coordinations=events))
+    found = sample(readings(ended=events))
     assert (found["v1_requests"], found["v2_requests"]) == (1, 20)
     assert (found["coordination_time"], found["coordination_time_p95"]) == (10.0, 19.0)
     assert found["delivery_rate"] == 100.0
 
 
 def test_a_sample_is_a_record_that_the_reduction_reads() -> None:
-    found = sample(readings(memory_kb=1, tmpfs_pct=3.0, starts={"router": 2}, coordinations=[coordinated(5)]))
+    found = sample(
+        readings(processes={"memory_kb": 1}, tmpfs=(3.0, 8.0), starts={"router": 2}, ended=[coordinated(5)])
+    )
     record = read_sample(json.dumps(found).encode())
     assert record.starts == {"router": 2}
     assert record.gauges["coordination_time"] == 5.0
@@ -94,8 +98,8 @@ def test_nearest_rank(share: float, value: int) -> None:
 # The tail
 
 
-def ids(events: list[Coordinated] | None) -> list[str] | None:
-    return None if events is None else [each.task_id for each in events]
+def ids(events: list[Ended] | None) -> list[str] | None:
+    return None if events is None else [each.event.task_id for each in events]
 
 
 @pytest.fixture
@@ -162,26 +166,46 @@ def test_a_file_truncated_in_place_is_read_from_its_begin(log: Path) -> None:
 
 def test_the_samples_file_is_rotated_by_size(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
+    file = output.SamplesFile(path, max_bytes=30)
     for number in range(5):
-        output.append(path, {"n": number}, max_bytes=15)
-    assert path.read_text() == '{"n":4}\n'
-    assert path.with_name("samples.jsonl.1").read_text() == '{"n":2}\n{"n":3}\n'
+        file.append({"timestamp": number})
+    assert path.read_text() == '{"timestamp":4}\n'
+    assert path.with_name("samples.jsonl.1").read_text() == '{"timestamp":2}\n{"timestamp":3}\n'
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_the_samples_file_is_rotated_by_the_age_of_its_first_sample(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    for time_s in (0, 60, 99, 100, 130):
+        output.SamplesFile(path, max_age_s=100).append({"timestamp": time_s})  # each after a restart
+    assert path.read_text() == '{"timestamp":100}\n{"timestamp":130}\n'
+
+
+def test_a_damaged_first_sample_is_as_old_as_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(b"\x00garbage\n")
+    os.utime(path, (1_000, 1_000))
+    output.SamplesFile(path, max_age_s=100).append({"timestamp": 1_099})
+    assert not path.with_name("samples.jsonl.1").exists()
+    os.utime(path, (1_000, 1_000))
+    output.SamplesFile(path, max_age_s=100).append({"timestamp": 1_100})
+    assert path.with_name("samples.jsonl.1").exists()
 
 
 def test_nan_never_reaches_a_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        output.append(tmp_path / "s", {"n": float("nan")})
+        output.SamplesFile(tmp_path / "s").append({"timestamp": float("nan")})
 
 
 def test_half_a_write_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "samples.jsonl"
-    output.append(path, {"n": 1})
+    file = output.SamplesFile(path)
+    file.append({"timestamp": 1})
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
     with pytest.raises(OSError, match="No space"):
-        output.append(path, {"n": 2})
-    assert path.read_text() == '{"n":1}\n'
+        file.append({"timestamp": 2})
+    assert path.read_text() == '{"timestamp":1}\n'
 
 
 # systemd
@@ -197,13 +221,17 @@ ActiveEnterTimestampMonotonic=99
 Id=cfn-router.service
 NRestarts=0
 ActiveEnterTimestampMonotonic=0
+
+Id=cfn-coordinator@3.service
+NRestarts=1
+ActiveEnterTimestampMonotonic=7
 """
 
 
 @pytest.mark.parametrize(
     ("text", "starts"),
     [
-        (SHOWN, {"conductor": 3, "spawner": 1}),
+        (SHOWN, {"conductor": 3, "spawner": 1, "coordinator-3": 2}),
         ("", None),
         ("Failed to connect to bus", None),
         ("Id=cfn-router.service\nNRestarts=x\nActiveEnterTimestampMonotonic=1", None),
@@ -255,9 +283,21 @@ def workers() -> Iterator[subprocess.Popen[bytes]]:
     process.stdout.close()
 
 
-def started(tree: Paths, spawner_pid: int) -> list[socket.socket]:
-    health = {"pid": os.getpid(), "spawner_pid": spawner_pid, "agents_active": 42}
-    status = json.dumps({"pid": os.getpid(), "generation": 7}).encode()
+def started(tree: Paths, spawner_pid: int, since: str = "") -> list[socket.socket]:
+    health = {
+        "pid": os.getpid(),
+        "spawner_pid": spawner_pid,
+        "agents_active": 42,
+        "queue_depths": {"coordinations": 3, "inboxes": 9},
+        "coordinators": [
+            {"id": "1", "state": "up", "agents": 40, "queue_depth": 2, "response_time_ms": 1.5},
+            {"id": "2", "state": "up", "agents": 44, "response_time_ms": 2.5},
+            {"id": "3", "state": "hung", "agents": 0},
+        ],
+    }
+    status = json.dumps(
+        {"pid": os.getpid(), "generation": 7, "version": "v2", "traffic_pct": 10, "since": since}
+    ).encode()
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(status)
     return [
         serve(tree.conductor_socket, json.dumps(health).encode() + b"\n"),
@@ -270,7 +310,7 @@ def tree(tmp_path: Path) -> Paths:
     tree = Paths(tmp_path)
     for folder in (tree.config.parent, tree.log, tree.shm, tree.state):
         folder.mkdir(parents=True)
-    tree.config.write_text('CFN_METRICS_INTERVAL="0.1"\n')
+    tree.config.write_text('CFN_METRICS_INTERVAL="0.1"\nCFN_METRICS_PORT="0"\n')
     return tree
 
 
@@ -292,6 +332,59 @@ def test_a_turn_samples_what_runs(tree: Paths, workers: subprocess.Popen[bytes])
         server.close()
 
 
+def test_the_mesh_is_sampled(tree: Paths, workers: subprocess.Popen[bytes]) -> None:
+    servers = started(tree, workers.pid)
+    tree.events.write_bytes(b"")
+    collector = Collector(tree)
+    assert collector.turn()["coordinator_health"] == 2
+    teams = [{"team": "a", "coordination_time_ms": 5.0}, {"team": "b", "coordination_time_ms": 7.0}]
+    add(
+        tree.events,
+        event(1, mesh_delivery_rate_pct=100.0, worker_delivery_rate_pct=90.0, teams=teams),
+        event(2, mesh_delivery_rate_pct=50.0, worker_delivery_rate_pct=None),
+        event(3, ordered="v1", version="v1"),
+    )
+    found = collector.turn()
+    assert (found["queue_depth"], found["inbox_messages"]) == (5, 9)
+    assert (found["coordinator_response_time_ms"], found["worker_imbalance_pct"]) == (2.5, 4.762)
+    assert (found["mesh_delivery_rate"], found["worker_delivery_rate"]) == (75.0, 90.0)
+    assert found["team_coordination_time_ms"] == 7.0
+    assert (found["v2_share_pct"], found["v1_share_pct"], found["fallbacks"]) == (66.667, 33.333, 0)
+    assert (found["completion_rate"], found["error_rate"]) == (100.0, 0.0)
+    for server in servers:
+        server.close()
+
+
+@pytest.mark.parametrize(("age_s", "detail_s", "on"), [(10, 60, True), (70, 60, False), (10, 0, False)])
+def test_details_are_logged_while_a_flip_is_fresh(
+    tree: Paths, workers: subprocess.Popen[bytes], age_s: int, detail_s: int, on: bool
+) -> None:
+    tree.config.write_text(f'CFN_DETAIL_TIME="{detail_s}"\nCFN_METRICS_INTERVAL="60"\n')
+    servers = started(tree, workers.pid, format_ms(round((time.time() - age_s) * 1_000)))
+    tree.events.write_bytes(b"")
+    collector = Collector(tree)
+    collector.turn()
+    add(tree.events, event(1), event(900))
+    found = collector.turn()
+    assert ("detail" in found) is on
+    assert collector._interval_s() == (10 if on else 60)
+    if on:
+        assert found["detail"]["slowest"][0]["task_id"] == "t-900"
+        assert [each["state"] for each in found["detail"]["coordinators"]] == ["up", "up", "hung"]
+    for server in servers:
+        server.close()
+
+
+def test_how_long_nobody_heard_of_the_watch(tree: Paths) -> None:
+    assert "watch_age_s" not in Collector(tree).turn()
+    heard = tree.state / "watch/heard.json"
+    heard.parent.mkdir()
+    heard.write_text(json.dumps({"time": format_ms(round((time.time() - 90) * 1_000))}))
+    assert 90 <= Collector(tree).turn()["watch_age_s"] < 100
+    heard.write_text("garbage")
+    assert "watch_age_s" not in Collector(tree).turn()
+
+
 def test_without_daemons_their_fields_are_absent(tree: Paths) -> None:
     found = Collector(tree).turn()
     absent = {"memory_kb", "fd_count", "active_agents", "generation", "v1_requests", "v2_requests"}
@@ -299,15 +392,31 @@ def test_without_daemons_their_fields_are_absent(tree: Paths) -> None:
     assert "tmpfs_pct" in found
 
 
-def test_a_sum_without_one_of_the_daemons_is_none(workers: subprocess.Popen[bytes]) -> None:
-    processes = probes.Processes()
+def test_a_sum_without_one_of_the_daemons_is_absent(workers: subprocess.Popen[bytes]) -> None:
+    processes = Processes()
     family = [psutil.Process(workers.pid), *psutil.Process(workers.pid).children()]
     assert len(family) == 3
-    found = processes.read(os.getpid(), workers.pid, os.getpid())
-    assert found is not None
-    assert found[1] == 2 * psutil.Process().num_fds() + sum(each.num_fds() for each in family)
-    assert processes.read(os.getpid(), workers.pid, None) is None
-    assert processes.read(os.getpid(), workers.pid, 2**22 - 1) is None
+    found = processes.read(Daemons(conductor=os.getpid(), spawner=workers.pid, router=os.getpid()))
+    assert found["fd_count"] == 2 * psutil.Process().num_fds() + sum(each.num_fds() for each in family)
+    for router in (None, 2**22 - 1):
+        found = processes.read(Daemons(conductor=os.getpid(), spawner=workers.pid, router=router))
+        assert not {"memory_kb", "fd_count", "engine_cpu_pct"} & set(found)
+        assert found["memory_worker_kb"] > 100
+
+
+def test_the_largest_coordinator_and_the_cpu_since_the_last_sample(workers: subprocess.Popen[bytes]) -> None:
+    processes = Processes()
+    one = psutil.Process(workers.pid).children()[0].pid
+    daemons = Daemons(conductor=os.getpid(), spawner=workers.pid, router=os.getpid(), coordinators={"1": one})
+    first = processes.read(daemons)
+    assert "engine_cpu_pct" not in first
+    ends_s = time.process_time() + 0.05
+    while time.process_time() < ends_s:
+        pass
+    second = processes.read(daemons)
+    assert second["engine_cpu_pct"] > 0
+    assert second["memory_coordinator_kb"] == psutil.Process(one).memory_info().rss // 1_024
+    assert {"engine_read_bytes_s", "engine_write_bytes_s"} <= set(second)
 
 
 @pytest.mark.parametrize("answer", [b"", b"not json\n", b"[1]\n", b'{"pid": "x", "agents_active": true}\n'])
@@ -326,7 +435,7 @@ def test_it_runs_follows_the_interval_and_ends_on_a_signal(tree: Paths) -> None:
         while not (tree.samples.exists() and len(tree.samples.read_text().splitlines()) >= 3):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        tree.config.write_text('CFN_METRICS_INTERVAL="600"\n')
+        tree.config.write_text('CFN_METRICS_INTERVAL="600"\nCFN_METRICS_PORT="0"\n')
         time.sleep(1.5)
         before = tree.samples.read_text()
         time.sleep(0.5)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from cfn.commands.ledger import main
 from cfn.errors import DamagedError, RefusedError, UsageError
+from cfn.ledger import backwards
 from cfn.ledger.canonical import canonical, sha256
-from cfn.ledger.chain import NO_HASH, Entry, Head, next_record, verify
+from cfn.ledger.chain import NO_HASH, Anchor, Entry, Head, next_record, verify
 from cfn.ledger.store import LedgerStore
 from cfn.ledger.table import table
 
@@ -99,11 +100,13 @@ def test_a_record_with_another_spelling_of_the_same_content_is_found() -> None:
 
 def test_a_cut_end_and_a_rewritten_chain_show_against_a_kept_head() -> None:
     lines = chain(4)
-    head = verify(lines).head.hash
-    assert verify(lines, head).problem == ""
-    assert verify([*lines, canonical(next_record(verify(lines).head, entry(9))).encode()], head).problem == ""
-    assert "cut off" in verify(lines[:3], head).problem
-    assert "rewritten" in verify(chain(3), "f" * 64).problem
+    kept = [Anchor("a host", verify(lines).head.hash, 4)]
+    assert verify(lines, kept).problem == ""
+    longer = [*lines, canonical(next_record(verify(lines).head, entry(9))).encode()]
+    assert verify(longer, kept).problem == ""
+    assert "that a host keeps" in verify(lines[:3], kept).problem
+    assert "rewritten" in verify(chain(3), [Anchor("a host", "f" * 64)]).problem
+    assert verify(lines, [Anchor("a host", kept[0].hash, 3)]).missing != ()
 
 
 def test_append_is_for_its_group_only_and_shows_again(tmp_path: Path) -> None:
@@ -130,22 +133,91 @@ def test_a_torn_tail_is_put_aside_and_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", range(0, 300, 23))
 def test_a_crash_at_any_byte_of_a_write_loses_that_record_only(tmp_path: Path, cut: int) -> None:
-    store = filled(tmp_path, 2)
-    first = store.path.read_bytes().index(b"\n") + 1
+    store = filled(tmp_path, 1)
+    head = store.head_path.read_bytes()
+    first = len(store.path.read_bytes())
+    store.append(entry())
     store.path.write_bytes(store.path.read_bytes()[: first + cut])
+    store.head_path.write_bytes(head)  # it is replaced after the record
     assert store.append(entry())["sequence"] == 2
     assert store.verify().problem == ""
 
 
-def test_nothing_is_appended_to_a_damaged_chain(tmp_path: Path) -> None:
+def test_a_crash_between_record_and_head_is_no_damage(tmp_path: Path) -> None:
+    store = filled(tmp_path, 2)
+    head = store.head_path.read_bytes()
+    store.append(entry())
+    store.head_path.write_bytes(head)
+    assert store.append(entry())["sequence"] == 4
+    assert store.verify().problem == ""
+
+
+def test_nothing_is_appended_after_an_end_that_cannot_be_trusted(tmp_path: Path) -> None:
     store = filled(tmp_path)
-    damaged = store.path.read_bytes().replace(b'"number":1', b'"number":7')
+    damaged = store.path.read_bytes().replace(b'"number":2', b'"number":7')
     store.path.write_bytes(damaged)
-    with pytest.raises(DamagedError, match="record 2"):
+    with pytest.raises(DamagedError, match="the last record"):
         store.append(entry())
+    assert store.path.read_bytes() == damaged
+
+
+def test_a_record_cut_off_the_end_shows_at_the_next_append(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    lines = store.path.read_bytes().splitlines(keepends=True)
+    store.path.write_bytes(b"".join(lines[:2]))
+    with pytest.raises(DamagedError, match="cut off"):
+        store.append(entry())
+    assert "cut off" in store.verify().problem
+
+
+def test_damage_in_the_middle_is_left_to_verify(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    store.path.write_bytes(store.path.read_bytes().replace(b'"number":1', b'"number":7'))
+    assert store.append(entry())["sequence"] == 4
+    assert "record 2" in store.verify().problem
     with pytest.raises(DamagedError, match="record 2"):
         store.records(1)
-    assert store.path.read_bytes() == damaged
+
+
+def test_an_append_reads_the_end_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(tmp_path, 1)
+    big = entry(data={"text": "x" * 50_000})
+    for _ in range(40):
+        store.append(big)
+    read = 0
+    pread = os.pread
+
+    def counted(descriptor: int, length: int, offset: int) -> bytes:
+        nonlocal read
+        read += length
+        return pread(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    store.append(entry())
+    assert read < 200_000 < store.path.stat().st_size
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"")), max_size=8),
+       block=st.integers(1, 30))  # fmt: skip
+def test_lines_come_backwards_whatever_the_block(tmp_path: Path, lines: list[bytes], block: int) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    with path.open("rb") as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backwards, "BLOCK_BYTES", block)
+        found = list(backwards.lines_backwards(file.fileno(), path.stat().st_size))
+    assert found == lines[::-1]
+
+
+def test_the_newest_come_first_and_are_held_against_one_another(tmp_path: Path) -> None:
+    store = filled(tmp_path, 4)
+    assert [record["sequence"] for record in store.newest()] == [4, 3, 2, 1]
+    lines = store.path.read_bytes().splitlines(keepends=True)
+    store.path.write_bytes(b"".join([lines[0], lines[2], lines[3]]))
+    newest = store.newest()
+    assert [next(newest)["sequence"], next(newest)["sequence"]] == [4, 3]
+    with pytest.raises(DamagedError, match="follower"):
+        next(newest)
 
 
 def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,16 @@
-"""Reading the daemons and the host: what does not answer gives None, quickly, and never 0."""
+"""Asking the daemons and systemd: what does not answer gives None, quickly, and never 0."""
 
 import json
+import math
 import os
+import re
 import socket
 import subprocess
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from cfn.errors import CfnError
 from cfn.router.client import RouterClient
@@ -23,6 +23,7 @@ UNITS = {
     "cfn-workers.service": "spawner",
     "cfn-router.service": "router",
 }
+_COORDINATOR = re.compile(r"cfn-coordinator@([0-9]{1,3})\.service")
 
 
 def conductor_health(path: Path) -> dict[str, Any] | None:
@@ -55,65 +56,63 @@ def router_status(path: Path) -> dict[str, Any] | None:
     return value if code == 200 else None
 
 
-def count(answer: dict[str, Any] | None, name: str) -> int | None:
-    """A whole number of an answer, or None if there is no answer or no such number."""
-    value = answer.get(name) if answer else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+def count(answer: dict[str, Any] | None, *names: str) -> int | None:
+    """A whole number of an answer, by the names that lead to it; None if there is no such number."""
+    value = number(answer, *names)
+    return int(value) if value is not None and value == int(value) else None
 
 
-def tmpfs_used_pct(path: Path) -> float | None:
-    """Used share of the file system that holds `path`, as `df` counts it."""
+def number(answer: object, *names: str) -> float | None:
+    """A finite number of an answer that is not negative, by the names that lead to it, or None."""
+    value = answer
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if math.isfinite(value) and value >= 0 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coordinator:
+    """One coordinator as the conductor sees it; None for what its health does not say."""
+
+    name: str
+    state: str
+    pid: int | None
+    agents: int | None
+    queue_depth: int | None
+    response_time_ms: float | None
+
+
+def coordinators(health: dict[str, Any] | None) -> list[Coordinator] | None:
+    """The coordinators in a health answer; None without an answer, or in a flat topology."""
+    listed = health.get("coordinators") if health else None
+    if not isinstance(listed, list):
+        return None
+    return [
+        Coordinator(
+            name=str(each.get("id")),
+            state=str(each.get("state")),
+            pid=count(each, "pid"),
+            agents=count(each, "agents"),
+            queue_depth=count(each, "queue_depth"),
+            response_time_ms=number(each, "response_time_ms"),
+        )
+        for each in listed
+        if isinstance(each, dict)
+    ]
+
+
+def tmpfs_used(path: Path) -> tuple[float, float] | None:
+    """Used share in percent, as `df` counts it, and used MB of the file system that holds `path`."""
     try:
         status = os.statvfs(path)
     except OSError:
         return None
     used = status.f_blocks - status.f_bfree
-    return 100.0 * used / (used + status.f_bavail) if used + status.f_bavail else None
-
-
-@dataclass(slots=True)
-class Processes:
-    """Reads memory and descriptors of the engine's processes; remembers their handles, since making
-    one costs as much as a reading."""
-
-    _known: dict[int, psutil.Process] = field(default_factory=dict)
-
-    def read(self, conductor: int | None, spawner: int | None, router: int | None) -> tuple[int, int] | None:
-        """Resident kB and open descriptors of the three daemons and the spawner's workers.
-
-        None unless all three are known and readable: a sum that lacks a daemon is not the engine's.
-        A worker that ends meanwhile is left out.
-        """
-        if not conductor or not spawner or not router:
-            return None
-        daemons = (conductor, spawner, router)
-        pids = [*daemons, *_children(spawner)]
-        self._known = {pid: process for pid, process in self._known.items() if pid in set(pids)}
-        memory_kb = descriptors = 0
-        for pid in pids:
-            try:
-                process = self._known.get(pid) or psutil.Process(pid)
-                self._known[pid] = process
-                with process.oneshot():
-                    memory_kb += process.memory_info().rss // 1_024
-                    descriptors += process.num_fds()
-            except psutil.Error:
-                self._known.pop(pid, None)
-                if pid in daemons:
-                    return None
-        return memory_kb, descriptors
-
-
-def _children(pid: int) -> list[int]:
-    """The direct children. The kernel's own list costs one read; psutil would read every process."""
-    try:
-        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (OSError, ValueError):
-        pass
-    try:
-        return [child.pid for child in psutil.Process(pid).children()]
-    except psutil.Error:
-        return []
+    if not used + status.f_bavail:
+        return None
+    return 100.0 * used / (used + status.f_bavail), used * status.f_frsize / 1_048_576
 
 
 @dataclass(slots=True)
@@ -138,18 +137,23 @@ def parse_starts(text: str) -> dict[str, int] | None:
     starts = {}
     for block in text.split("\n\n"):
         fields = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        name = UNITS.get(fields.get("Id", ""))
+        name = _unit_name(fields.get("Id", ""))
         restarts = fields.get("NRestarts", "")
         if name and restarts.isdecimal() and fields.get("ActiveEnterTimestampMonotonic", "0") != "0":
             starts[name] = int(restarts) + 1
     return starts or None
 
 
+def _unit_name(unit: str) -> str | None:
+    match = _COORDINATOR.fullmatch(unit)
+    return f"coordinator-{match[1]}" if match else UNITS.get(unit)
+
+
 def _systemctl_show() -> str:
     wanted = "--property=Id,NRestarts,ActiveEnterTimestampMonotonic"
     try:
         answer = subprocess.run(
-            ["systemctl", "show", wanted, *UNITS],
+            ["systemctl", "show", wanted, *UNITS, "cfn-coordinator@*.service"],
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,

@@ -3,13 +3,25 @@
 import json
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from cfn.config_follower import write_atomically
 from cfn.metrics.records import Coordinated, DamagedLineError, read_event
 
 MAX_BYTES_A_TURN = 8_388_608  # some 15,000 events; what is more waits for the next sample
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A coordination that ended, and what only a mesh has: delivery between coordinators and to
+    workers in percent, and the time of its slowest team."""
+
+    event: Coordinated
+    mesh_delivery_rate: float | None = None
+    worker_delivery_rate: float | None = None
+    team_coordination_time_ms: float | None = None
 
 
 class EventTail:
@@ -24,13 +36,13 @@ class EventTail:
         self._state = state
         self._inode, self._offset = self._kept()
 
-    def read(self) -> list[Coordinated] | None:
+    def read(self) -> list[Ended] | None:
         """The coordinations since the last call; None while there is no events file.
 
         Damaged lines are left to the gate, which counts them. Raises OSError when an existing file
         cannot be read.
         """
-        found: list[Coordinated] = []
+        found: list[Ended] = []
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -49,7 +61,7 @@ class EventTail:
         self._keep()
         return found
 
-    def _finish_rotated(self, found: list[Coordinated]) -> None:
+    def _finish_rotated(self, found: list[Ended]) -> None:
         """The rest of the file that was current before, if it is path.1 now."""
         with suppress(OSError), self._path.with_name(f"{self._path.name}.1").open("rb") as file:
             if os.fstat(file.fileno()).st_ino == self._inode:
@@ -69,7 +81,7 @@ class EventTail:
             write_atomically(self._state, text, mode=0o640)
 
 
-def _read_from(file: BinaryIO, offset: int, found: list[Coordinated]) -> int:
+def _read_from(file: BinaryIO, offset: int, found: list[Ended]) -> int:
     """Add the coordinations in whole lines from `offset` on; returns the offset of the first byte that
     was not used. A line that is still being written waits."""
     file.seek(offset)
@@ -81,5 +93,24 @@ def _read_from(file: BinaryIO, offset: int, found: list[Coordinated]) -> int:
         with suppress(DamagedLineError):
             record = read_event(line)
             if isinstance(record, Coordinated):
-                found.append(record)
+                found.append(_ended(record, line))
     return offset + end
+
+
+def _ended(event: Coordinated, line: bytes) -> Ended:
+    if b"mesh_delivery_rate_pct" not in line and b'"teams"' not in line:
+        return Ended(event)
+    value = json.loads(line)
+    teams = value.get("teams")
+    times = [_number(team.get("coordination_time_ms")) for team in teams] if isinstance(teams, list) else []
+    known = [each for each in times if each is not None]
+    return Ended(
+        event,
+        _number(value.get("mesh_delivery_rate_pct")),
+        _number(value.get("worker_delivery_rate_pct")),
+        max(known, default=None),
+    )
+
+
+def _number(value: Any) -> float | None:
+    return None if isinstance(value, bool) or not isinstance(value, int | float) else float(value)

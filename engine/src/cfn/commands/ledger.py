@@ -1,4 +1,4 @@
-"""`cfn ledger append|show|verify`: the record of what was done and decided."""
+"""`cfn ledger append|show|verify|replay|export|anchor|anchors`: the record of what was done and decided."""
 
 import argparse
 import json
@@ -8,17 +8,19 @@ import time
 from pathlib import Path
 
 from cfn import paths
-from cfn.config import parse
-from cfn.errors import EXIT_DAMAGED, EXIT_DONE, CfnError, UsageError
+from cfn.errors import EXIT_DAMAGED, EXIT_DONE, UsageError
+from cfn.ledger import anchors
 from cfn.ledger.canonical import canonical
-from cfn.ledger.chain import KINDS, Entry
+from cfn.ledger.chain import KINDS, Anchor, Head
+from cfn.ledger.entries import NAME, checked_entry, environment_of, store_in
+from cfn.ledger.export import export, found_verdict
 from cfn.ledger.store import LedgerStore
 from cfn.ledger.table import table
-from cfn.metrics.checks import load_object
+from cfn.metrics import checks
 from cfn.metrics.times import format_ms
 
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 MAX_SHOWN = 100_000
+ANCHORS = "anchors"  # below the state folder
 
 
 def main(argv: list[str]) -> int:
@@ -37,32 +39,48 @@ def main(argv: list[str]) -> int:
     show.add_argument("--json", action="store_true", help="whole records, oldest first")
     verify = actions.add_parser("verify", help="find any record changed, removed or put in")
     verify.add_argument("--head", default="", metavar="HASH", help="a head that was kept elsewhere")
+    verify.add_argument(
+        "--anchors", type=Path, metavar="FILE", help="heads that hosts keep: {HOST: [{sequence, hash}]}"
+    )
     verify.add_argument("--json", action="store_true")
+    again = actions.add_parser("replay", help="judge again, offline, what a verdict was made from")
+    again.add_argument("--sequence", type=int, metavar="N", help="one record; without it, every verdict")
+    sends = actions.add_parser("export", help="a verdict as a signed file for another environment")
+    sends.add_argument("--stage", required=True)
+    sends.add_argument("--sequence", type=int, metavar="N", help="without it, the last PASS of the stage")
+    keep = actions.add_parser("anchor", help="keep a ledger's head on this host")
+    keep.add_argument("--environment", required=True)
+    keep.add_argument("--sequence", required=True, type=int)
+    keep.add_argument("--hash", required=True)
+    kept = actions.add_parser("anchors", help="the heads that this host keeps")
+    kept.add_argument("--environment", required=True)
+    kept.add_argument("--last", type=int, default=MAX_SHOWN, metavar="N")
     options = parser.parse_args(argv)
-    store = LedgerStore(options.folder, lambda text: print(f"cfn ledger: {text}", file=sys.stderr))
-    return {"append": _append, "show": _show, "verify": _verify}[options.action](store, options)
+    return {
+        "append": _append,
+        "show": _show,
+        "verify": _verify,
+        "replay": _replay,
+        "export": _export,
+        "anchor": _anchor,
+        "anchors": _anchors,
+    }[options.action](store_in(options.folder), options)
 
 
 def _append(store: LedgerStore, options: argparse.Namespace) -> int:
     try:
-        data = load_object(sys.stdin.read())
+        data = checks.load_object(sys.stdin.read())
     except ValueError as error:
         raise UsageError(f"the data on standard input is refused: {error}") from None
-    environment = options.environment or _environment()
-    for name, value in (("stage", options.stage), ("environment", environment)):
-        if not _NAME.fullmatch(value):
-            raise UsageError(f"{name} {value!r} is refused: a short name in lower case is allowed")
-    if not options.actor.strip() or not options.actor.isprintable() or len(options.actor) > 256:
-        raise UsageError("actor must be one line of 1 to 256 characters")
-    entry = Entry(
-        time=format_ms(time.time_ns() // 1_000_000),
-        environment=environment,
-        kind=options.kind,
-        stage=options.stage,
-        actor=options.actor,
-        data=data,
+    record = store.append(
+        checked_entry(
+            kind=options.kind,
+            stage=options.stage,
+            actor=options.actor,
+            environment=environment_of(options.environment),
+            data=data,
+        )
     )
-    record = store.append(entry)
     print(canonical(record) if options.json else f"record {record['sequence']}, hash {record['hash']}")
     return EXIT_DONE
 
@@ -76,25 +94,74 @@ def _show(store: LedgerStore, options: argparse.Namespace) -> int:
 
 
 def _verify(store: LedgerStore, options: argparse.Namespace) -> int:
-    finding = store.verify(options.head)
+    kept = [Anchor("somebody", options.head)] if options.head else []
+    if options.anchors:
+        kept += _read_anchors(options.anchors)
+    finding = store.verify(kept)
     if options.json:
         answer = {
             "intact": not finding.problem,
             "problem": finding.problem,
             "records": finding.head.sequence,
             "head": finding.head.hash,
+            "anchors": len(kept),
+            "missing": [{"where": each.where, "hash": each.hash} for each in finding.missing],
         }
         print(json.dumps(answer, sort_keys=True))
     elif finding.problem:
         print(f"cfn ledger: {store.path}: {finding.problem}", file=sys.stderr)
     else:
-        print(f"{finding.head.sequence} records, intact; head {finding.head.hash}")
+        held = f", {len(kept)} heads kept elsewhere found" if kept else ""
+        print(f"{finding.head.sequence} records, intact{held}; head {finding.head.hash}")
     return EXIT_DAMAGED if finding.problem and not options.json else EXIT_DONE
 
 
-def _environment() -> str:
-    source = paths.installed().config
+def _read_anchors(path: Path) -> list[Anchor]:
     try:
-        return parse(source.read_text(), source=str(source)).config.environment
-    except (OSError, UnicodeDecodeError, CfnError) as error:
-        raise UsageError(f"no --environment given, and {source} does not tell it: {error}") from None
+        value = checks.load_object(path.read_text())
+        return [
+            Anchor(
+                host, checks.text(each.get("hash"), "hash"), checks.whole(each.get("sequence"), "sequence")
+            )
+            for host, heads in value.items()
+            for each in (checks.mapping(head, "a head") for head in checks.sequence(heads, host))
+        ]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: the heads in it are refused: {error}") from None
+
+
+def _replay(store: LedgerStore, options: argparse.Namespace) -> int:
+    from cfn.ledger.replay import replay  # the judge's libraries cost a start that only this needs
+
+    outcome = replay(store.oldest(), options.sequence)
+    print(outcome.text, file=sys.stderr if outcome.different else sys.stdout)
+    return EXIT_DAMAGED if outcome.different else EXIT_DONE
+
+
+def _export(store: LedgerStore, options: argparse.Namespace) -> int:
+    record = found_verdict(store.oldest(), options.stage, options.sequence)
+    print(canonical(export(record, options.folder / "signing-key")))
+    return EXIT_DONE
+
+
+def _anchor(_: LedgerStore, options: argparse.Namespace) -> int:
+    if options.sequence < 1 or not re.fullmatch(r"[0-9a-f]{64}", options.hash):
+        raise UsageError("a head is a sequence from 1 and a hash of 64 hex digits")
+    _check_name(options.environment)
+    head = Head(options.sequence, options.hash)
+    now = format_ms(time.time_ns() // 1_000_000)
+    changed = anchors.keep(paths.installed().state / ANCHORS, options.environment, head, time=now)
+    print(json.dumps({"changed": changed, "sequence": head.sequence, "hash": head.hash}))
+    return EXIT_DONE
+
+
+def _anchors(_: LedgerStore, options: argparse.Namespace) -> int:
+    _check_name(options.environment)
+    heads = anchors.read(paths.installed().state / ANCHORS, options.environment)[-max(1, options.last) :]
+    print(json.dumps({"anchors": [{"sequence": head.sequence, "hash": head.hash} for head in heads]}))
+    return EXIT_DONE
+
+
+def _check_name(environment: str) -> None:
+    if not NAME.fullmatch(environment):
+        raise UsageError(f"environment {environment!r} is refused: a short name in lower case is allowed")

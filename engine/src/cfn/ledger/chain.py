@@ -5,7 +5,7 @@ of the middle. What was cut off its end, or a chain that was rewritten as a whol
 a head that was kept elsewhere.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,11 @@ from cfn.metrics import checks
 from cfn.metrics.times import parse_ms
 
 RECORD_VERSION = 1
-KINDS = ("started", "deployed", "flipped", "smoked", "verdict", "holding", "rolled_back", "failed")
+KINDS = (
+    "started", "deployed", "flipped", "smoked", "verdict", "holding", "rolled_back", "failed",
+    "locked", "unlocked", "override", "imported", "attested", "incident", "learned",
+    "escalated", "watch", "outcome",
+)  # fmt: skip
 NO_HASH = "0" * 64
 _FIELDS = frozenset(
     ("v", "time", "environment", "sequence", "kind", "stage", "actor", "data", "previous", "hash")
@@ -92,34 +96,59 @@ def read_line(line: bytes, head: Head) -> tuple[dict[str, Any], Head]:
     return record, check_record(record, head)
 
 
+def head_of(line: bytes) -> tuple[dict[str, Any], Head]:
+    """The record in a line, and the head that it makes, without the record before it: its own content
+    is checked, its place in the chain is not. Raises ValueError."""
+    record = checks.load_object(line.decode())
+    sequence = checks.whole(record.get("sequence"), "sequence", low=1)
+    before = Head(sequence - 1, checks.text(record.get("previous"), "previous"))
+    return read_line(line, before)
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A head that was kept elsewhere, and where. `sequence` is None if only its hash is known."""
+
+    where: str
+    hash: str
+    sequence: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What verification found: how many records are sound, the head after them, and the first damage
-    ("" if there is none)."""
+    """What verification found: how many records are sound, the head after them, the first damage (""
+    if there is none), and the anchors that the chain does not hold."""
 
     head: Head
     problem: str = ""
-    anchored: bool = True
+    missing: tuple[Anchor, ...] = ()
 
 
-def verify(lines: Iterable[bytes], anchor: str = "") -> Finding:
+def verify(lines: Iterable[bytes], anchors: Sequence[Anchor] = ()) -> Finding:
     """Check a whole ledger, given as lines without their newline.
 
-    `anchor` is the hash of a head that was kept elsewhere; it must be the hash of some record. After
-    the first damage nothing more is checked: no later record can be trusted.
+    Each anchor's hash must be that of some record, of the one with its sequence if that is known.
+    After the first damage nothing more is checked: no later record can be trusted.
     """
     head = Head()
-    anchored = anchor in ("", NO_HASH)
+    open_anchors = {anchor for anchor in anchors if anchor.hash != NO_HASH}
     for number, line in enumerate(lines, start=1):
         try:
             _, head = read_line(line, head)
         except (ValueError, RecursionError) as error:
-            return Finding(head, f"record {number} cannot be trusted: {error}", anchored)
-        anchored = anchored or head.hash == anchor
-    if not anchored:
-        problem = (
-            f"the anchored head {anchor} is not in the ledger, which ends at record {head.sequence}: "
-            "records were cut off its end, or the whole chain was rewritten"
-        )
-        return Finding(head, problem, anchored=False)
-    return Finding(head)
+            return Finding(head, f"record {number} cannot be trusted: {error}")
+        open_anchors = {each for each in open_anchors if not _holds(each, head)}
+    if not open_anchors:
+        return Finding(head)
+    missing = tuple(anchor for anchor in anchors if anchor in open_anchors)
+    first = missing[0]
+    named = f"{first.hash} (record {first.sequence})" if first.sequence else first.hash
+    problem = (
+        f"the head {named} that {first.where} keeps is not in the ledger, which ends at record "
+        f"{head.sequence}: records were cut off its end, or the whole chain was rewritten"
+    )
+    return Finding(head, problem, missing)
+
+
+def _holds(anchor: Anchor, head: Head) -> bool:
+    return anchor.hash == head.hash and anchor.sequence in (None, head.sequence)

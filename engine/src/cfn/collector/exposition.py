@@ -1,0 +1,172 @@
+"""`/metrics`: the newest sample and the counters since the collector's start, for Prometheus.
+
+Names carry base units (seconds, bytes, ratios of 1). A field that the newest sample lacks has no series.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector as PrometheusCollector
+
+from cfn.collector.tail import Ended
+from cfn.engine.log import log
+
+BUCKETS_S = (
+    0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 12.0, 15.0, 20.0, 25.0, 30.0,
+    60.0, 120.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Exposed:
+    """How a field of a sample is exposed: value times `scale`, with a label if it has one."""
+
+    field: str
+    name: str
+    help: str
+    scale: float = 1.0
+    label: tuple[str, str] | None = None
+
+
+_MS, _PCT, _KB, _MB = 0.001, 0.01, 1_024.0, 1_048_576.0
+
+EXPOSED = (
+    Exposed("timestamp", "cfn_sample_timestamp_seconds", "When the newest sample was taken."),
+    Exposed("boot_time_s", "cfn_host_boot_timestamp_seconds", "When the host booted."),
+    Exposed("generation", "cfn_generation", "Number of the configuration that the router runs."),
+    Exposed("active_agents", "cfn_active_agents", "Agents that live now."),
+    Exposed("memory_kb", "cfn_memory_bytes", "Resident memory of the engine's processes.", _KB),
+    Exposed("memory_growth_rate", "cfn_memory_growth_bytes_per_minute",
+            "Robust slope of that memory over the last hour.", _KB),
+    Exposed("memory_coordinator_kb", "cfn_coordinator_memory_max_bytes",
+            "Resident memory of the largest coordinator.", _KB),
+    Exposed("memory_worker_kb", "cfn_worker_memory_max_bytes", "Resident memory of the largest worker.", _KB),
+    Exposed("fd_count", "cfn_open_fds", "Open file descriptors of the engine's processes."),
+    Exposed("engine_cpu_pct", "cfn_cpu_ratio", "CPU of the engine's processes, in cores.", _PCT),
+    Exposed("engine_read_bytes_s", "cfn_read_bytes_per_second", "Bytes that the daemons read from storage."),
+    Exposed("engine_write_bytes_s", "cfn_write_bytes_per_second", "Bytes that the daemons wrote to storage."),
+    Exposed("host_cpu_pct", "cfn_host_cpu_ratio", "Busy share of all cores of the host.", _PCT),
+    Exposed("host_memory_available_kb", "cfn_host_memory_available_bytes",
+            "Memory that the host could give without swapping.", _KB),
+    Exposed("host_read_bytes_s", "cfn_host_read_bytes_per_second", "Bytes that the host read from storage."),
+    Exposed("host_write_bytes_s", "cfn_host_write_bytes_per_second", "Bytes that the host wrote to storage."),
+    Exposed("tmpfs_pct", "cfn_tmpfs_used_ratio", "Used share of /dev/shm.", _PCT),
+    Exposed("tmpfs_used_mb", "cfn_tmpfs_used_bytes", "Used bytes of /dev/shm.", _MB),
+    Exposed("coordination_time", "cfn_coordination_time_seconds",
+            "Coordination time of V2 since the sample before, by quantile.", _MS, ("quantile", "0.5")),
+    Exposed("coordination_time_p95", "cfn_coordination_time_seconds", "", _MS, ("quantile", "0.95")),
+    Exposed("coordination_time_p99", "cfn_coordination_time_seconds", "", _MS, ("quantile", "0.99")),
+    Exposed("delivery_rate", "cfn_delivery_ratio",
+            "Delivery of V2 since the sample before; level all, mesh or worker.", _PCT, ("level", "all")),
+    Exposed("mesh_delivery_rate", "cfn_delivery_ratio", "", _PCT, ("level", "mesh")),
+    Exposed("worker_delivery_rate", "cfn_delivery_ratio", "", _PCT, ("level", "worker")),
+    Exposed("completion_rate", "cfn_completion_ratio", "Completion of V2 since the sample before.", _PCT),
+    Exposed("error_rate", "cfn_error_ratio", "Error rate of V2 since the sample before.", _PCT),
+    Exposed("v1_share_pct", "cfn_traffic_ratio", "Share of the requests since the sample before.", _PCT,
+            ("ordered", "v1")),
+    Exposed("v2_share_pct", "cfn_traffic_ratio", "", _PCT, ("ordered", "v2")),
+    Exposed("team_coordination_time_ms", "cfn_team_coordination_time_seconds",
+            "Coordination time of the slowest team since the sample before.", _MS),
+    Exposed("coordinator_health", "cfn_coordinators_up", "Coordinators that are up."),
+    Exposed("coordinator_response_time_ms", "cfn_coordinator_response_time_seconds",
+            "Response time of the slowest coordinator.", _MS),
+    Exposed("worker_imbalance_pct", "cfn_worker_imbalance_ratio",
+            "Largest distance of a coordinator's number of agents from the mean, as a share of it.", _PCT),
+    Exposed("failover_time_s", "cfn_failover_time_seconds", "Length of the last failover."),
+    Exposed("health_false_positive_pct", "cfn_health_false_positive_ratio",
+            "Share of false alarms in the last health checks.", _PCT),
+    Exposed("queue_depth", "cfn_queue_depth", "Coordinations that wait in the engine."),
+    Exposed("inbox_messages", "cfn_inbox_messages", "Messages that wait in agents' inboxes."),
+    Exposed("router_in_flight", "cfn_requests_in_flight", "Coordinations under way in the router."),
+    Exposed("v1_waiting", "cfn_v1_waiting", "Coordinations that wait for a V1 slot."),
+    Exposed("watch_age_s", "cfn_watch_age_seconds", "Time since the watch was last heard of here."),
+)  # fmt: skip
+
+UNIT_STARTS = ("cfn_unit_starts", "1 and the times that systemd restarted the unit by itself.")
+
+
+class Exposition(PrometheusCollector):
+    """What one collector exposes. `show` may be called while another thread is being answered."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._lock = threading.Lock()
+        self._newest: Mapping[str, Any] = {}
+        self._coordinations = Counter(
+            "cfn_coordinations",
+            "Coordinations within the split that ended, by ordered version and outcome.",
+            ["ordered", "outcome"],
+            registry=self.registry,
+        )
+        self._rates = {
+            name: Counter(
+                f"cfn_coordination_{name}_ratio_sum",
+                f"Sum of the {name} ratios of these coordinations; over their number, the mean.",
+                ["ordered"],
+                registry=self.registry,
+            )
+            for name in ("delivery", "completion", "error")
+        }
+        self._fallbacks = Counter(
+            "cfn_fallbacks", "Coordinations that V1 was called in for, by cause.", ["cause"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._duration_s = Histogram(
+            "cfn_coordination_duration_seconds",
+            "From the request to the last acknowledgement, of the ordered version.",
+            ["ordered"],
+            buckets=BUCKETS_S,
+            registry=self.registry,
+        )
+        self.registry.register(self)
+
+    def show(self, record: Mapping[str, Any], ended: Sequence[Ended]) -> None:
+        """Expose a sample, and count the coordinations that ended since the one before."""
+        with self._lock:
+            self._newest = record
+        for event in (each.event for each in ended):
+            if event.reason != "split":
+                continue
+            self._coordinations.labels(event.ordered, event.outcome).inc()
+            self._duration_s.labels(event.ordered).observe(event.coordination_time_ms * _MS)
+            for counter, rate_pct in zip(self._rates.values(), event.rates_pct, strict=True):
+                counter.labels(event.ordered).inc(rate_pct * _PCT)
+            if event.fallback is not None:
+                self._fallbacks.labels(event.fallback).inc()
+
+    def collect(self) -> Iterable[Metric]:
+        """The families of the newest sample."""
+        with self._lock:
+            record = self._newest
+        families: dict[str, GaugeMetricFamily] = {}
+        for each in EXPOSED:
+            if each.field not in record:
+                continue
+            family = families.get(each.name)
+            if family is None:
+                labels = [each.label[0]] if each.label else []
+                family = families[each.name] = GaugeMetricFamily(each.name, _help(each), labels=labels)
+            family.add_metric([each.label[1]] if each.label else [], record[each.field] * each.scale)
+        if "starts" in record:
+            starts = families["starts"] = GaugeMetricFamily(*UNIT_STARTS, labels=["unit"])
+            for unit, count in record["starts"].items():
+                starts.add_metric([unit], count)
+        return families.values()
+
+    def serve(self, address: str, port: int) -> bool:
+        """Answer Prometheus in a thread of its own, for the life of the process. False, and said in the
+        log, when the address cannot be had: samples go on without."""
+        try:
+            start_http_server(port, addr=address, registry=self.registry)
+        except OSError as error:
+            log("metrics-not-served", address=address, port=port, error=error)
+            return False
+        return True
+
+
+def _help(exposed: Exposed) -> str:
+    return next(each.help for each in EXPOSED if each.name == exposed.name and each.help)

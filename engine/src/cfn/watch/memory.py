@@ -1,0 +1,78 @@
+"""What the watch remembers from one minute to the next; lost, it is made again from the ledger."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cfn.config_follower import write_atomically
+from cfn.ledger.store import LedgerStore
+from cfn.metrics import checks
+from cfn.metrics.times import parse_ms
+from cfn.rollout.standing import flip_of
+
+MODE = 0o640
+VERSION = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Memory:
+    """`sequence` is the last record that was read; `flip_ms`, `flip_pct` and `looks_ms` are of the
+    stage's last flip. Times in ms since 1970."""
+
+    stage: str
+    sequence: int = 0
+    flip_ms: int | None = None
+    flip_pct: float = 0.0
+    looks_ms: list[int] = field(default_factory=list)
+    blind_since_ms: int | None = None
+    last_word: str = ""
+    missed_told: int = 0
+    spooled: dict[str, str] = field(default_factory=dict)
+
+    def catch_up(self, store: LedgerStore) -> None:
+        """Read what the ledger has more than is remembered; once all of it, then the newest only."""
+        fresh = []
+        for record in store.newest():
+            if record["sequence"] <= self.sequence:
+                break
+            fresh.append(record)
+        self.take_in(reversed(fresh))
+
+    def take_in(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Go on with records, oldest first."""
+        for record in records:
+            self.sequence = record["sequence"]
+            if record["stage"] != self.stage:
+                continue
+            self._take_in_spooled(record)
+            flip = flip_of(record)
+            if flip is not None and (flip[1] or self.flip_ms is None):
+                self.flip_ms, self.flip_pct, self.looks_ms = parse_ms(record["time"]), flip[0], []
+                self.missed_told = 0
+            elif record["kind"] == "verdict" and self.flip_ms is not None:
+                self.looks_ms.append(parse_ms(record["time"]))
+
+    def _take_in_spooled(self, record: Mapping[str, Any]) -> None:
+        """What a guard did by itself carries the host's own time: until then its spool is known."""
+        hosts = record["data"].get("hosts")
+        if record["kind"] == "rolled_back" and isinstance(hosts, dict):
+            for host, done in hosts.items():
+                if isinstance(done, dict) and isinstance(done.get("time"), str):
+                    self.spooled[host] = max(self.spooled.get(host, ""), done["time"])
+
+    def keep(self, path: Path) -> None:
+        """Write it. Raises OSError."""
+        write_atomically(path, json.dumps({"v": VERSION, **asdict(self)}) + "\n", mode=MODE)
+
+
+def recall(path: Path, stage: str) -> Memory:
+    """What was kept for this stage; nothing if it is another's, damaged or gone."""
+    try:
+        value = checks.load_object(path.read_text())
+        if value.pop("v") != VERSION or value["stage"] != stage:
+            return Memory(stage=stage)
+        return Memory(**value)
+    except (OSError, ValueError, KeyError, TypeError):
+        return Memory(stage=stage)

@@ -1,0 +1,236 @@
+"""One minute of the watch: ask, judge, record, and take traffic back where a verdict says so."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from cfn.judge.judge import judge
+from cfn.judge.request import read_request
+from cfn.judge.window import plan as window_plan
+from cfn.ledger.entries import checked_entry
+from cfn.ledger.store import LedgerStore
+from cfn.metrics import checks
+from cfn.metrics.times import format_ms
+from cfn.rollout.cadence import Due, due, read_cadence
+from cfn.rollout.plan import Plan
+from cfn.rollout.standing import escalations_of
+from cfn.watch import decide
+from cfn.watch.decide import Fleet
+from cfn.watch.host import VERSION
+from cfn.watch.memory import Memory, recall
+
+BLIND = ("NO_DATA", "ERROR")
+GUARDRAIL_WINDOW_S = 21_600.0
+
+Answers = dict[str, dict[str, Any]]
+
+
+class Asks(Protocol):
+    """What reaches the hosts; cfn.watch.ssh.Hosts in earnest."""
+
+    def ask(self, requests: Mapping[str, Mapping[str, Any]]) -> Answers:
+        """Each host's answer, or `{"error": TEXT}`."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Watch:
+    """The watch of one environment. Not for threads; one process at a time (its unit sees to that)."""
+
+    plan: Plan
+    hosts: Asks
+    store: LedgerStore
+    memory_path: Path
+    actor: str
+    _now_ms: int | None = None
+    _said: list[str] = field(default_factory=list)
+    _recorded: bool = False
+
+    @property
+    def blind_limit_s(self) -> float:
+        """How long nothing may be seen while V2 has traffic."""
+        own = self.plan.watch.get("blind_limit_s")
+        limit = own or self.plan.judged(self.plan.stage).get("objectives", {}).get("blind_limit_s", 900)
+        return checks.number(limit, "blind_limit_s", low=1)
+
+    def tick(self, now_ms: int) -> list[str]:
+        """Do what this minute asks for; returns what was noteworthy, a line each.
+
+        Raises CfnError when the ledger cannot be trusted or written: then nothing can be recorded, and
+        the hosts, which were told of this tick already, fall back when it lasts.
+        """
+        self._now_ms = now_ms
+        memory = recall(self.memory_path, self.plan.stage)
+        memory.catch_up(self.store)
+        answers = self._ask({})
+        self._take_in_spools(memory, answers)
+        running = decide.fleet(answers, now_ms)
+        if running is None:
+            self._unseen(memory, now_ms, "no host answers", None)
+        elif running.v2_pct == 0:
+            memory.blind_since_ms, memory.last_word = None, ""
+        else:
+            self._look(memory, running, now_ms)
+        if self._recorded:
+            memory.catch_up(self.store)
+            self._anchor()
+        memory.keep(self.memory_path)
+        return self._said
+
+    def stop(self) -> list[str]:
+        """Tell every host that the watch ends on purpose, so that its silence means nothing."""
+        answers = self._ask({"watching": False})
+        self._record("watch", {"text": "stopped on purpose"})
+        self._anchor()
+        return [answer["error"] for answer in answers.values() if "error" in answer]
+
+    # Looking
+
+    def _look(self, memory: Memory, running: Fleet, now_ms: int) -> None:
+        standing = self._due(memory, running, now_ms)
+        self._tell_missed(memory, standing)
+        whole = standing is not None and standing.now_due
+        window_s = self.plan.watch.get("guardrail_window_s", GUARDRAIL_WINDOW_S)
+        raw = decide.request(
+            self.plan,
+            running,
+            asked_by=self.actor,
+            now_ms=now_ms,
+            guardrails_only=not whole,
+            guardrail_window_s=checks.number(window_s, "guardrail_window_s", low=1),
+        )
+        wanted = window_plan(read_request(raw))
+        evidence = {
+            "since": format_ms(wanted.since_ms),
+            "until": format_ms(wanted.until_ms),
+            "bucket_s": wanted.bucket_ms / 1_000,
+        }
+        answers = self._ask({"evidence": evidence})
+        raw["evidence"] = {host: each["evidence"] for host, each in answers.items() if "evidence" in each}
+        verdict = judge(read_request(raw))
+        word = verdict["verdict"]
+        if whole or word == "FAIL":
+            self._record("verdict", {"request": raw, "verdict": verdict})
+        elif word != memory.last_word:
+            # A look at the guardrails alone is never a PASS of the gate: it is told, and decides nothing.
+            text = f"guardrails: {word}: {'; '.join(verdict['reasons'][:3])}"
+            self._record("watch", {"guardrails": word, "text": text})
+        memory.last_word = word
+        if word == "FAIL":
+            target = decide.step_down(self.plan, running)
+            self._back(running, target, f"FAIL: {'; '.join(verdict['reasons'][:3])}", now_ms)
+        if word in BLIND:
+            self._unseen(memory, now_ms, f"{word}: {'; '.join(verdict['reasons'][:3])}", running)
+        else:
+            memory.blind_since_ms = None
+        if whole or word == "FAIL":
+            self._escalate(now_ms)
+
+    def _due(self, memory: Memory, running: Fleet, now_ms: int) -> Due | None:
+        if memory.flip_ms is None:
+            return None
+        cadence = read_cadence(self.plan.window(self.plan.stage), running.traffic_pct, self.plan.scale)
+        return due(cadence, memory.flip_ms, memory.looks_ms, now_ms)
+
+    def _tell_missed(self, memory: Memory, standing: Due | None) -> None:
+        if standing is None or standing.missed_count <= memory.missed_told:
+            return
+        more = standing.missed_count - memory.missed_told
+        memory.missed_told = standing.missed_count
+        last = format_ms(standing.missed[-1])
+        self._record(
+            "watch", {"missed": more, "text": f"{more} looks were missed, the last was due at {last}"}
+        )
+
+    def _unseen(self, memory: Memory, now_ms: int, why: str, running: Fleet | None) -> None:
+        """Nothing can be seen: an alert when that begins to last too long, and the fall back."""
+        memory.blind_since_ms = memory.blind_since_ms or now_ms
+        if not decide.blind_too_long(memory.blind_since_ms, now_ms, self.blind_limit_s):
+            return
+        since = format_ms(memory.blind_since_ms)
+        reason = f"blind since {since}, longer than {self.blind_limit_s:g} s: {why}"
+        escalated = {"trigger": "blind", "level": "stage", "severity": "P1", "reason": reason}
+        self._record("escalated", escalated)
+        memory.blind_since_ms = None
+        if running is not None:
+            self._back(running, 0.0, reason, now_ms)
+
+    def _escalate(self, now_ms: int) -> None:
+        records = list(self.store.oldest())
+        told = [each["data"] for each in records if each["kind"] == "escalated"]
+        for each in escalations_of(records, self.plan, self.plan.stage, now_ms):
+            if each.as_json() not in told:
+                self._record("escalated", each.as_json())
+
+    # Acting
+
+    def _back(self, running: Fleet, target_pct: float, reason: str, now_ms: int) -> None:
+        """Order every host to lower V2's share, 0 being V1, and record what became of it."""
+        epoch = running.epoch + 1
+        order = {
+            "id": f"{epoch}.{now_ms}",
+            "percent": target_pct or None,
+            "epoch": epoch,
+            "reason": reason,
+        }
+        answers = self._ask({"order": order})
+        done = {host: each.get("order") or {"error": each.get("error", "")} for host, each in answers.items()}
+        missing = [host for host, each in done.items() if not each.get("confirmed")]
+        where = f"{target_pct:g} % on V2" if target_pct else "V1"
+        text = f"The watch took the traffic back to {where}, confirmed by {len(done) - len(missing)} of "
+        text += f"{len(done)} hosts. {reason}"
+        if missing:
+            text += (
+                f"\nNOT CONFIRMED on {', '.join(missing)}: they fall back by themselves if they are cut off"
+            )
+        self._record("rolled_back", {"to_pct": target_pct, "hosts": done, "text": text})
+
+    def _take_in_spools(self, memory: Memory, answers: Answers) -> None:
+        """What guards did by themselves is joined to the ledger, once, and as one: they fell back for
+        the same reason."""
+        alone: dict[str, Any] = {}
+        for host, answer in answers.items():
+            spooled: Sequence[Mapping[str, Any]] = answer.get("spooled", [])
+            for each in spooled:
+                if str(each.get("time")) > memory.spooled.get(host, ""):
+                    memory.spooled[host] = str(each.get("time"))
+                    alone[host] = dict(each)
+        if alone:
+            lines = [
+                f"{host} fell back to V1 by itself at {each.get('time')}: {each.get('reason')}"
+                for host, each in alone.items()
+            ]
+            self._record("rolled_back", {"to_pct": 0, "hosts": alone, "text": "\n".join(lines)})
+
+    # The hosts and the ledger
+
+    def _ask(self, what: Mapping[str, Any]) -> Answers:
+        request = {"v": VERSION, "watching": True, "blind_limit_s": self.blind_limit_s} | dict(what)
+        return self.hosts.ask(dict.fromkeys(self.plan.hosts, request))
+
+    def _record(self, kind: str, data: Mapping[str, Any]) -> None:
+        entry = checked_entry(
+            kind=kind,
+            stage=self.plan.stage,
+            actor=self.actor,
+            environment=self.plan.environment,
+            data=data,
+            now_ms=self._now_ms,
+        )
+        record = self.store.append(entry)
+        self._recorded = True
+        text = data.get("text") or data.get("reason") or data.get("verdict", {}).get("verdict", "")
+        self._said.append(f"record {record['sequence']}, {kind}: {text}")
+
+    def _anchor(self) -> None:
+        newest = next(self.store.newest(), None)
+        if newest is None:
+            return
+        anchor = {
+            "environment": self.plan.environment,
+            "sequence": newest["sequence"],
+            "hash": newest["hash"],
+        }
+        for host, answer in self._ask({"anchor": anchor}).items():
+            if answer.get("anchor"):
+                self._said.append(f"{host}: {answer['anchor']}")

@@ -1,0 +1,391 @@
+"""The watch over a fleet of files: what it records, when it takes traffic back, what hosts do alone."""
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cfn.errors import UsageError
+from cfn.ledger import anchors
+from cfn.ledger.chain import Entry
+from cfn.ledger.store import LedgerStore
+from cfn.metrics.times import format_ms
+from cfn.paths import Paths
+from cfn.rollout.plan import read_plan
+from cfn.watch import heard as heard_side
+from cfn.watch import host as host_side
+from cfn.watch.guard import Flip
+from cfn.watch.tick import Watch
+from engine.tests.judge.conftest import FACTOR, KEY, SINCE_MS, Behaviour, Fleet
+from engine.tests.rollout.conftest import TABLE
+from tests.conftest import PROJECT
+
+OPERATIONS = yaml.safe_load((PROJECT / "inventories/common/group_vars/all/operations.yml").read_text())
+HOSTS = ("h1", "h2", "h3")
+BAD = Behaviour(undelivered_pct=60)
+
+
+def plan(stage: str = "stage1", **watch: Any) -> Any:
+    return read_plan(
+        {
+            "v": 1,
+            "environment": "lab",
+            "kind": "production",
+            "stage": stage,
+            "time_factor": FACTOR,
+            "table": TABLE,
+            "table_sha256": "ab" * 32,
+            "severities": OPERATIONS["cfn_severities"],
+            "attested_at_the_end": [],
+            "hosts": list(HOSTS),
+            "watch": {"blind_limit_s": 900, **watch},
+        }
+    )
+
+
+@dataclass
+class Reach:
+    """The hosts, without SSH: each answers from its own tree, and its guard acts like systemd's path unit."""
+
+    fleet: Fleet
+    now_ms: int = 0
+    down: set[str] = field(default_factory=set)
+    asked: list[Mapping[str, Any]] = field(default_factory=list)
+    deaf_guards: bool = False
+
+    def ask(self, requests: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        self.asked += requests.values()
+        return {name: self._one(name, json.loads(json.dumps(each))) for name, each in requests.items()}
+
+    def _one(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        if name in self.down:
+            return {"error": f"{name}: no route"}
+        tree = self.fleet.tree(name)
+        if request.get("order") and not self.deaf_guards:
+            threading.Timer(
+                0.05, lambda: host_side.guard(tree, now_ms=self.now_ms, flipper=flipper(tree))
+            ).start()
+        found: dict[str, Any] = json.loads(json.dumps(host_side.answer(request, tree, now_ms=self.now_ms)))
+        return found
+
+
+def config(tree: Paths, version: str = "v2", percent: str = "10", epoch: int = 3) -> None:
+    tree.config.write_text(
+        f'CFN_SPLIT_KEY="{KEY}"\nCFN_COORDINATION_VERSION="{version}"\nCFN_TRAFFIC_PERCENTAGE="{percent}"\n'
+        f'CFN_EPOCH="{epoch}"\n'
+    )
+
+
+def flipper(tree: Paths) -> Any:
+    """In place of the router's confirmation: the file is what is in force."""
+
+    def flip(what: Flip) -> dict[str, Any]:
+        config(tree, what.version, str(what.percent or 10), what.epoch)
+        return {"changed": True, "confirmed": True}
+
+    return flip
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    fleet = Fleet(tmp_path / "fleet")
+    monkeypatch.setattr(host_side, "read_status", status)
+    return fleet
+
+
+def status(tree: Paths) -> dict[str, Any]:
+    """What `cfn status` says of a tree of files."""
+    now = host_side._in_force(tree)
+    return {
+        "version": now.version,
+        "traffic_pct": float(now.traffic_pct),
+        "epoch": now.epoch,
+        "since": format_ms(SINCE_MS),
+        "release_since": format_ms(SINCE_MS - 5_000),
+        "release": "1.0.0",
+    }
+
+
+def prepared(fleet: Fleet, seconds: float, behaviour: Behaviour | None = None) -> Reach:
+    fleet.write(seconds, behaviour)
+    for name in HOSTS:
+        tree = fleet.tree(name)
+        config(tree)
+        host_side.folder(tree).mkdir(parents=True)
+    return Reach(fleet, now_ms=SINCE_MS + round(seconds * 1_000))
+
+
+def watch(reach: Reach, *, stage: str = "stage1", flipped: bool = True, **options: Any) -> Watch:
+    folder = reach.fleet.root / "ledger"
+    store = LedgerStore(folder, lambda _: None)
+    if flipped and not store.path.exists():
+        hosts = {name: {"changed": True, "after": {"traffic_pct": 10}} for name in HOSTS}
+        store.append(
+            Entry(time=format_ms(SINCE_MS), environment="lab", kind="flipped", stage=stage, actor="t",
+                  data={"hosts": hosts})
+        )  # fmt: skip
+    memory = reach.fleet.root / "memory.json"
+    return Watch(
+        plan=plan(stage, **options), hosts=reach, store=store, memory_path=memory, actor="cfn-watch@h1"
+    )
+
+
+def kinds(watched: Watch) -> list[str]:
+    return [record["kind"] for record in watched.store.oldest()]
+
+
+def in_force(reach: Reach) -> list[str]:
+    return [
+        f"{each['version']} {each['traffic_pct']:g}" for each in map(status, map(reach.fleet.tree, HOSTS))
+    ]
+
+
+def test_a_due_look_is_judged_recorded_and_anchored(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64)
+    watched = watch(reach)
+    said = watched.tick(reach.now_ms)
+    record = watched.store.records(1)[0]
+    assert kinds(watched)[-1] == "verdict", said
+    assert record["data"]["verdict"]["verdict"] == "PASS", record["data"]["verdict"]["reasons"]
+    assert in_force(reach) == ["v2 10"] * 3
+    for name in HOSTS:
+        assert anchors.read(fleet.tree(name).state / "anchors", "lab")[-1].hash == record["hash"]
+
+
+def test_between_looks_the_guardrails_are_watched_and_a_pass_of_them_is_no_verdict(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64)
+    watched = watch(reach)
+    watched.tick(reach.now_ms)
+    before = kinds(watched)
+    again = watch(reach)
+    again.tick(reach.now_ms + 500)
+    assert kinds(again).count("verdict") == before.count("verdict")
+
+
+def test_a_fail_takes_the_traffic_back_on_every_host(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64, BAD)
+    watched = watch(reach)
+    said = watched.tick(reach.now_ms)
+    assert in_force(reach) == ["v1 10"] * 3
+    back = next(record for record in watched.store.oldest() if record["kind"] == "rolled_back")
+    assert "V1, confirmed by 3 of 3 hosts. FAIL" in back["data"]["text"]
+    assert any("rolled_back" in line for line in said)
+    verdict = next(record for record in watched.store.oldest() if record["kind"] == "verdict")
+    assert verdict["data"]["verdict"]["verdict"] == "FAIL"
+    # From then on there is nothing to watch, and nothing more is ordered.
+    after = watch(reach)
+    after.tick(reach.now_ms + 60_000)
+    assert kinds(after).count("rolled_back") == 1
+
+
+def test_stage_2_goes_down_step_by_step(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64, BAD)
+    for name in HOSTS:
+        config(fleet.tree(name), percent="50")
+    fleet.traffic_pct = 50
+    fleet.write(64, BAD)
+    for name in HOSTS:
+        config(fleet.tree(name), percent="50")
+    watched = watch(reach, stage="stage2")
+    watched.tick(reach.now_ms)
+    assert in_force(reach) == ["v2 10"] * 3
+
+
+def test_guards_that_do_not_act_are_named(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_side, "OBEYED_WITHIN_S", 0.2)
+    reach = prepared(fleet, 64, BAD)
+    reach.deaf_guards = True
+    watched = watch(reach)
+    watched.tick(reach.now_ms)
+    back = next(record for record in watched.store.oldest() if record["kind"] == "rolled_back")
+    assert "NOT CONFIRMED on h1, h2, h3" in back["data"]["text"]
+
+
+def test_blind_holds_first_and_falls_back_past_the_limit(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64, Behaviour(collector_silent_s=(20, 64)))
+    limit = 10.0
+    watch(reach, blind_limit_s=limit).tick(reach.now_ms)
+    assert in_force(reach) == ["v2 10"] * 3
+    watch(reach, blind_limit_s=limit).tick(reach.now_ms + 9_000)
+    assert in_force(reach) == ["v2 10"] * 3
+    last = watch(reach, blind_limit_s=limit)
+    last.tick(reach.now_ms + 11_000)
+    assert in_force(reach) == ["v1 10"] * 3
+    escalated = [record["data"] for record in last.store.oldest() if record["kind"] == "escalated"]
+    assert escalated[-1]["trigger"] == "blind"
+
+
+def test_idle_is_held_and_never_rolled_back(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64, Behaviour(requests_per_s=0))
+    for minute in range(4):
+        watched = watch(reach, blind_limit_s=5.0)
+        watched.tick(reach.now_ms)
+        assert in_force(reach) == ["v2 10"] * 3, minute
+    assert "rolled_back" not in kinds(watched)
+
+
+def test_a_host_that_cannot_be_reached_is_no_data_and_named(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64)
+    reach.down = {"h2"}
+    watched = watch(reach)
+    watched.tick(reach.now_ms)
+    verdict = watched.store.records(1)[0]["data"]["verdict"]
+    assert verdict["verdict"] == "NO_DATA"
+    assert "h2" in verdict["reasons"][0]
+
+
+def test_when_no_host_answers_nothing_is_ordered_and_the_alert_comes(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64)
+    reach.down = set(HOSTS)
+    watch(reach).tick(reach.now_ms)
+    late = watch(reach)
+    late.tick(reach.now_ms + 901_000)
+    assert kinds(late) == ["flipped", "escalated"]
+
+
+def test_missed_looks_are_told_once(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64)
+    watch(reach).tick(reach.now_ms)
+    for later_s in (600, 660):
+        watched = watch(reach)
+        watched.tick(reach.now_ms + later_s * 1_000)
+    missed = [record["data"]["missed"] for record in watched.store.oldest() if "missed" in record["data"]]
+    assert missed == [9]
+
+
+def test_memory_that_is_lost_is_made_again_from_the_ledger(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64)
+    first = watch(reach)
+    first.tick(reach.now_ms)
+    looks = kinds(first).count("verdict")
+    first.memory_path.write_text("garbage")
+    second = watch(reach)
+    second.tick(reach.now_ms + 500)
+    assert kinds(second).count("verdict") == looks
+
+
+def test_an_exception_in_the_judge_never_passes_and_never_ends_the_watch(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reach = prepared(fleet, 64)
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("broken")
+
+    monkeypatch.setattr("cfn.judge.judge.read_hosts", broken)
+    watched = watch(reach)
+    watched.tick(reach.now_ms)
+    assert watched.store.records(1)[0]["data"]["verdict"]["verdict"] == "ERROR"
+
+
+# A host on its own
+
+
+def heard(tree: Paths, *, limit_s: float = 900.0, watching: bool = True, ago_s: float = 0.0) -> None:
+    booted, up_s = heard_side.boot()
+    value = {"time": format_ms(SINCE_MS), "watching": watching, "blind_limit_s": limit_s, "booted": booted,
+             "up_s": max(0.0, up_s - ago_s)}  # fmt: skip
+    (host_side.folder(tree) / "heard.json").write_text(json.dumps(value))
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Paths:
+    tree = Paths(tmp_path)
+    tree.config.parent.mkdir(parents=True)
+    host_side.folder(tree).mkdir(parents=True)
+    config(tree)
+    return tree
+
+
+def turn(tree: Paths, now_ms: int = SINCE_MS) -> str:
+    return host_side.guard(tree, now_ms=now_ms, flipper=flipper(tree))
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "ago_s", "watching", "falls"),
+    [(2, 3, True, True), (900, 3, True, False), (2, 3, False, False)],
+)
+def test_a_host_falls_back_when_the_watch_is_silent_for_too_long(
+    alone: Paths, limit_s: float, ago_s: float, watching: bool, falls: bool
+) -> None:
+    heard(alone, limit_s=limit_s, ago_s=ago_s, watching=watching)
+    said = turn(alone)
+    assert ("fell back to V1" in said) is falls
+    now = host_side._in_force(alone)
+    assert (now.version, now.epoch) == (("v1", 4) if falls else ("v2", 3))
+    assert len(host_side._spooled(alone)) == falls
+    assert turn(alone) == ""  # once
+
+
+def test_a_host_that_was_never_watched_stays_as_it_is(alone: Paths) -> None:
+    assert turn(alone) == ""
+    (host_side.folder(alone) / "heard.json").write_text("garbage")
+    assert turn(alone) == ""
+
+
+def test_a_clock_that_jumps_is_no_silence(alone: Paths) -> None:
+    heard(alone, limit_s=900)
+    assert turn(alone, SINCE_MS + 10**9) == ""
+
+
+def test_what_a_guard_did_alone_is_joined_to_the_ledger_once(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64)
+    tree = fleet.tree("h2")
+    heard(tree, limit_s=1, ago_s=5)
+    turn(tree, reach.now_ms)
+    for _ in range(2):
+        watched = watch(reach)
+        watched.tick(reach.now_ms)
+    joined = [record["data"]["text"] for record in watched.store.oldest() if record["kind"] == "rolled_back"]
+    assert len([text for text in joined if "h2 fell back to V1 by itself" in text]) == 1
+
+
+@pytest.mark.parametrize(
+    ("order", "words", "expected"),
+    [
+        ({"percent": 5.0, "epoch": 4}, "obeyed", "v2 5"),
+        ({"percent": None, "epoch": 4}, "obeyed", "v1 10"),
+        ({"percent": 50.0, "epoch": 4}, "only lowers", "v2 10"),
+        ({"percent": 5.0, "epoch": 2}, "older", "v2 10"),
+        ({"percent": "5", "epoch": 4}, "not a number", "v2 10"),
+    ],
+)
+def test_a_guard_only_lowers(alone: Paths, order: dict[str, Any], words: str, expected: str) -> None:
+    path = host_side.folder(alone) / "order.json"
+    path.write_text(json.dumps({"id": "o-1", "reason": "FAIL"} | order))
+    assert words in turn(alone)
+    found = host_side._in_force(alone)
+    assert f"{found.version} {float(found.traffic_pct):g}" == expected
+    assert turn(alone) == ""  # each order once
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"v": 1},
+        {"v": 1, "watching": True, "blind_limit_s": 0},
+        {"v": 1, "watching": True, "blind_limit_s": 9, "evidence": {"since": "x"}},
+        {"v": 1, "watching": True, "blind_limit_s": 9, "order": {"id": "o", "percent": 200}},
+        {"v": 1, "watching": True, "blind_limit_s": 9, "anchor": {"environment": "../x"}},
+    ],
+)
+def test_a_malformed_request_is_refused(alone: Paths, request_: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        host_side.answer(request_, alone, now_ms=SINCE_MS)
+
+
+def test_being_asked_is_being_heard(alone: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_side, "read_status", status)
+    request = {"v": 1, "watching": True, "blind_limit_s": 900}
+    found = host_side.answer(request, alone, now_ms=time.time_ns() // 1_000_000)
+    assert found["status"]["version"] == "v2"
+    last = heard_side.read(host_side.folder(alone) / "heard.json")
+    assert last is not None
+    assert last.watching
