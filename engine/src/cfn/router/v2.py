@@ -39,8 +39,7 @@ class _OverloadedError(RefusedError):
     """The conductor refuses over its queue's bound, for now."""
 
     def __init__(self, text: str, retry_after_s: int) -> None:
-        super().__init__(text)
-        self.retry_after_s = retry_after_s
+        super().__init__(text, retry_after_s=retry_after_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +125,7 @@ class V2:
                 if detail.startswith("V2 went away"):
                     break
                 if isinstance(error, _OverloadedError):
-                    return self._overloaded(task, str(error), error.retry_after_s)
+                    return self._overloaded(task, str(error), error.retry_after_s or _RETRY_AFTER_S)
                 end = V2End.REFUSED if error.exit_code != EXIT_REFUSED else V2End.NOT_ACCEPTED
                 return self._uniform(task, end, f"V2 refused: {error}")
             except (OSError, EOFError, DamagedError) as error:
