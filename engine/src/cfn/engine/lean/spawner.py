@@ -37,14 +37,6 @@ _WORKER_HUB, _WORKER_ARENA = 0, 1  # a command's own standard input and output r
 # Names of their own, since a child touches, and so copies, a module's pages otherwise.
 _setsid, _dup2, _closerange, _write = posix.setsid, posix.dup2, posix.closerange, posix.write
 _set_wakeup_fd = _signal.set_wakeup_fd
-_OF_THE_UNIT = (
-    b"LD_BIND_NOW",
-    b"NOTIFY_SOCKET",
-    b"WATCHDOG_USEC",
-    b"WATCHDOG_PID",
-    b"LISTEN_FDS",
-    b"LISTEN_PID",
-)
 
 
 class _Held:
@@ -180,8 +172,6 @@ class Spawner:
         watchdog = Watchdog()
         notify("READY=1")
         log("spawner started", pid=posix.getpid())
-        for name in _OF_THE_UNIT:
-            posix.environ.pop(name, None)
         _rehearse()
         gc.collect()
         gc.disable()  # a collection in a child would touch, and so copy, every page of this heap

@@ -15,6 +15,15 @@ from cfn.engine.lean import claim, records, wire
 from cfn.engine.lean.agent_process import AgentProcess, failure
 from cfn.errors import DamagedError
 
+# The spawner's own, and not for a command.
+_OF_THE_UNIT = (
+    b"LD_BIND_NOW",
+    b"NOTIFY_SOCKET",
+    b"WATCHDOG_USEC",
+    b"WATCHDOG_PID",
+    b"LISTEN_FDS",
+    b"LISTEN_PID",
+)
 _MAX_WAITING = 64  # assignments that wait while another one runs; a hub sends them again
 
 
@@ -163,7 +172,7 @@ class Worker:
 
     def _environment(self, task: wire.Task) -> dict[bytes, bytes]:
         return {
-            **posix.environ,
+            **{name: value for name, value in posix.environ.items() if name not in _OF_THE_UNIT},
             b"CFN_TASK_ID": task.task_id.encode(),
             b"CFN_AGENT_ID": self._agent.encode(),
             b"CFN_SWARM_ID": task.swarm_id.encode(),
