@@ -285,7 +285,8 @@ def test_a_stop_of_everything_leaves_no_process_socket_or_claim(swarm: Engine) -
             swarm.kill(name, signal.SIGTERM)
         swarm.until(lambda: not swarm.workers(), 5)
     assert time.monotonic() - began_s < 15  # a hang; bench measures it
-    assert all(process.returncode == 0 for process in swarm.processes.values()), swarm.log()
+    # The spawner has nothing to put away: it ends by the signal.
+    assert {process.returncode for process in swarm.processes.values()} <= {0, -signal.SIGTERM}, swarm.log()
     left = {str(path.relative_to(swarm.paths.root)) for path in swarm.paths.run.iterdir()}
     assert not [path for path in left if path.endswith(".sock")], left
     kept = {"claims", "conductor.lock", "generation", "inboxes", "outputs", "requests", "swarms"}

@@ -341,10 +341,15 @@ class Coordinations:
                 self._give(open_, team, fresh=fresh)
 
         host = self._fleet.host_of(open_.swarm_id, plan.team, plan.shard)
-        if host is None:  # its coordinator is down, and nobody else may have it
+        given_up = open_.given_up
+        if host is None and time.monotonic() < request.deadline_at_s:
+            # Its coordinator is down, and nobody else may have it; or it is on its way to another.
             team.host = NO_HOST
             self._loop.at(time.monotonic() + _RETRY_S, again)
             return
+        if host is None:  # nobody came in time: the conductor's own hub finds out what was started
+            host = self._fleet.local
+            given_up = given_up or f"no acknowledgement within {request.deadline_ms} ms"
         team.host = host.number
         config = self._config()
         agents = plan.agents
@@ -366,7 +371,7 @@ class Coordinations:
             slow_ms=self._fault.slow_ms,
             lost=_lost(request.task_id, agents, self._fault.lose_pct),
             fresh=fresh,
-            given_up=open_.given_up,
+            given_up=given_up,
         )
 
         def begun(at_s: float) -> None:

@@ -76,7 +76,7 @@ class Fleet:
         self._loop = loop
         self._config = config
         self._generation = generation
-        self._local = local
+        self.local = local
         self._hosts: dict[int, RemoteHost] = {}
         self._placed: dict[tuple[str, str], int] = {}  # swarm and team: host
         self._greeting: dict[int, Channel] = {}
@@ -105,7 +105,7 @@ class Fleet:
 
     def host(self, number: int) -> Host | None:
         """A host that is there."""
-        return self._local if number == LOCAL_HUB else self._hosts.get(number)
+        return self.local if number == LOCAL_HUB else self._hosts.get(number)
 
     def coordinators_for(self, agents: int) -> int:
         """How many teams a new swarm of this size is to have; 0 for a flat one."""
@@ -119,7 +119,7 @@ class Fleet:
     def host_at(self, swarm_id: str, team: str) -> Host | None:
         """Who has a team now."""
         if team == placement.GUESTS:
-            return self._local
+            return self.local
         return self.host(self._placed.get((swarm_id, team), NO_HOST))
 
     def host_of(self, swarm_id: str, team: str, shard: int) -> Host | None:
