@@ -156,10 +156,14 @@ class Coordinator:
         first = self._generation == 0
         self._generation = int(head["welcome"])
         in_use = set(head["swarms"])
+        given = {(str(swarm_id), str(team)) for swarm_id, team in head["teams"]}
         for team in list(self._hub.teams.values()):
             if team.swarm_id not in in_use:
                 self._messages.close_team(team.swarm_id, team.team, remove=True)
                 self._hub.end_team(team)
+            elif (team.swarm_id, team.team) not in given:  # another has it; two would take each other's answers
+                self._messages.close_team(team.swarm_id, team.team, remove=False)
+                self._hub.drop_team(team)
         for swarm_id in self._directory.swarms:
             if swarm_id not in head["directory"]:
                 self._directory.set(swarm_id, ())

@@ -225,6 +225,7 @@ class Fleet:
                 "welcome": self._generation,
                 "settings": self._settings(),
                 "swarms": in_use,
+                "teams": [list(key) for key, number in self._placed.items() if number == host.number],
                 "directory": directory,
             }
         )
