@@ -50,6 +50,12 @@ def home(engine: Engine) -> bool:
     return all(row.get("agents") == AGENTS / 4 for row in engine.ask(verb="health")["coordinators"])
 
 
+def crowded(engine: Engine) -> list[int]:
+    """The coordinators that have more than their own team."""
+    rows = engine.ask(verb="health")["coordinators"]
+    return [row["id"] for row in rows if row.get("agents", 0) > AGENTS / 4]
+
+
 def running_then(engine: Engine, *signals: tuple[str, int]) -> dict[str, Any]:
     """A coordination on the swarm, and signals to daemons while its agents run; its outcome."""
     already = len(engine.runs())
@@ -172,11 +178,8 @@ def test_a_team_that_is_abroad_stays_with_one_hub_when_the_conductor_restarts_wi
     """The coordinator that has another's team is stopped while the conductor restarts and gives that
     team to somebody else: when it goes on, it must let go of the team, or it takes its answers."""
     swarm.kill("coordinator-2")
-    swarm.until(lambda: "up" in {row["state"] for row in swarm.ask(verb="health")["coordinators"]}, 5)
-    swarm.until(lambda: len(swarm.pids("s")) == AGENTS - 4, 5)
-    host = next(
-        row["id"] for row in swarm.ask(verb="health")["coordinators"] if row.get("agents", 0) > AGENTS / 4
-    )
+    swarm.until(lambda: bool(crowded(swarm)), 5)
+    (host,) = crowded(swarm)
     send_signal(swarm.processes[f"coordinator-{host}"].pid, signal.SIGSTOP)
     swarm.kill("conductor")
     swarm.start("conductor")
@@ -285,8 +288,7 @@ def test_a_stop_of_everything_leaves_no_process_socket_or_claim(swarm: Engine) -
             swarm.kill(name, signal.SIGTERM)
         swarm.until(lambda: not swarm.workers(), 5)
     assert time.monotonic() - began_s < 15  # a hang; bench measures it
-    # The spawner has nothing to put away: it ends by the signal.
-    assert {process.returncode for process in swarm.processes.values()} <= {0, -signal.SIGTERM}, swarm.log()
+    assert {process.returncode for process in swarm.processes.values()} == {0}, swarm.log()
     left = {str(path.relative_to(swarm.paths.root)) for path in swarm.paths.run.iterdir()}
     assert not [path for path in left if path.endswith(".sock")], left
     kept = {"claims", "conductor.lock", "generation", "inboxes", "outputs", "requests", "swarms"}

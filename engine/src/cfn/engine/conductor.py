@@ -62,9 +62,10 @@ class Conductor:
             self._loop, self._link, arenas, outputs=str(outputs), bus=str(paths.bus_socket(LOCAL_HUB))
         )
         directory = SwarmDirectory()
+        self._mesh = Mesh(self._loop, LOCAL_HUB, self._generation, paths.mesh_socket, self._other_hubs)
         self.messages = Messages(
             self._loop,
-            Mesh(self._loop, LOCAL_HUB, self._generation, paths.mesh_socket, self._other_hubs),
+            self._mesh,
             bus=paths.bus_socket(LOCAL_HUB),
             folder=paths.shm / "inboxes",
             bounds=lambda: message_bounds(self.config),
@@ -271,6 +272,7 @@ class Conductor:
         self._clients.close()
         self.fleet.close()
         self.messages.close()
+        self._mesh.close()
         self._paths.conductor_socket.unlink(missing_ok=True)
         agents = self.coordinations.counters.agents
         log(

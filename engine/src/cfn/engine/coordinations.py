@@ -375,7 +375,7 @@ class Coordinations:
         )
 
         def begun(at_s: float) -> None:
-            if team.epoch == epoch and not team.begun_s:
+            if team.epoch == epoch and not team.begun_s and not given_up:
                 team.begun_s = at_s
 
         def done(outcome: TeamOutcome) -> None:

@@ -59,9 +59,10 @@ class Coordinator:
         self._directory = SwarmDirectory()
         self._bounds = MessageBounds()
         self._others: list[int] = []
+        self._mesh = Mesh(self._loop, number, time.monotonic_ns(), paths.mesh_socket, lambda: self._others)
         self._messages = Messages(
             self._loop,
-            Mesh(self._loop, number, time.monotonic_ns(), paths.mesh_socket, lambda: self._others),
+            self._mesh,
             bus=paths.bus_socket(number),
             folder=paths.shm / "inboxes",
             bounds=lambda: self._bounds,
@@ -99,6 +100,8 @@ class Coordinator:
             self._loop.turn(self._watchdog.longest_wait_s)
             self._watchdog.feed()
         notify("STOPPING=1")
+        self._messages.close()
+        self._mesh.close()
         log("coordinator stopped", coordinator=self._number, teams=len(self._hub.teams))
 
     def _woken(self, _events: int) -> None:

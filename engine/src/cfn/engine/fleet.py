@@ -88,7 +88,8 @@ class Fleet:
         self._owner: Owner | None = None
         self.failovers = 0
         self.hangs = 0
-        self._listener = serve_at(paths.coordinators_socket, socket.SOCK_SEQPACKET)
+        self._socket = paths.coordinators_socket
+        self._listener = serve_at(self._socket, socket.SOCK_SEQPACKET)
         loop.add(self._listener.fileno(), READ, self._accept)
 
     def use(self, owner: Owner) -> None:
@@ -361,5 +362,6 @@ class Fleet:
         with suppress(OSError):
             self._loop.remove(self._listener.fileno())
             self._listener.close()
+            self._socket.unlink(missing_ok=True)
         for host in list(self._hosts.values()):
             host.close("the conductor stops")

@@ -36,7 +36,8 @@ _BURST_S = 0.05  # of the allowed rate may be forked at once
 _WORKER_HUB, _WORKER_ARENA = 0, 1  # a command's own standard input and output replace them
 # Names of their own, since a child touches, and so copies, a module's pages otherwise.
 _setsid, _dup2, _closerange, _write = posix.setsid, posix.dup2, posix.closerange, posix.write
-_set_wakeup_fd = _signal.set_wakeup_fd
+_set_wakeup_fd, _set_signal = _signal.set_wakeup_fd, _signal.signal
+_SIGTERM, _DEFAULT = _signal.SIGTERM, _signal.SIG_DFL
 
 
 class _Held:
@@ -108,6 +109,7 @@ class _Birth:
             _dup2(order.arena, _WORKER_ARENA, False)
             _closerange(3, 1 << 30)
             _set_wakeup_fd(-1)
+            _set_signal(_SIGTERM, _DEFAULT)
             first = None
             if order.first is not None:
                 epoch, key, ticket, task, payload = order.first
@@ -158,17 +160,18 @@ class Spawner:
         self._may_fork_at_s = 0.0
         self._error = OSError(0, "")  # of the last fork that failed
         self._dead: set[int] = set()  # sessions to be swept
+        self._stopping = False
         listener.setblocking(False)
         self._loop.add(listener.fileno(), READ, self._accept)
         self._wake_read, self._wake_write = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
         self._loop.add(self._wake_read, READ, self._signalled)
 
     def run(self) -> None:
-        """Serve for ever; SIGTERM ends the process as it does by default, since nothing has to be put
-        away. Forks happen here and only here, with nothing else on the stack."""
+        """Serve until SIGTERM. Forks happen here and only here, with nothing else on the stack."""
         _signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         _signal.signal(_signal.SIGCHLD, lambda *_: None)
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+        _signal.signal(_signal.SIGTERM, self._terminated)
         watchdog = Watchdog()
         notify("READY=1")
         log("spawner started", pid=posix.getpid())
@@ -176,10 +179,16 @@ class Spawner:
         gc.collect()
         gc.disable()  # a collection in a child would touch, and so copy, every page of this heap
         gc.freeze()
-        while True:
+        while not self._stopping:
             pause_s = self._fork_some()
             self._loop.turn(min(watchdog.longest_wait_s, pause_s))
             watchdog.feed()
+        notify("STOPPING=1")
+        posix.unlink(self._listener.getsockname())
+        log("spawner stopped", workers=len(self._held))
+
+    def _terminated(self, *_: object) -> None:
+        self._stopping = True
 
     # Hubs
 
