@@ -292,7 +292,7 @@ def test_a_stop_of_everything_leaves_no_process_socket_or_claim(swarm: Engine) -
     left = {str(path.relative_to(swarm.paths.root)) for path in swarm.paths.run.iterdir()}
     assert not [path for path in left if path.endswith(".sock")], left
     kept = {"claims", "conductor.lock", "generation", "inboxes", "outputs", "requests", "swarms"}
-    assert set(os.listdir(swarm.paths.shm)) == kept  # noqa: PTH208 - names only
+    assert set(os.listdir(swarm.paths.shm)) <= kept  # noqa: PTH208 - names only
     assert not any((swarm.paths.shm / "swarms").iterdir())
     assert not any(swarm.paths.outputs.iterdir())
     swarm.start("conductor")

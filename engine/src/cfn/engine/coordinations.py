@@ -349,7 +349,8 @@ class Coordinations:
             return
         if host is None:  # nobody came in time: the conductor's own hub finds out what was started
             host = self._fleet.local
-            given_up = given_up or f"no acknowledgement within {request.deadline_ms} ms"
+            given_up = open_.given_up or f"no acknowledgement within {request.deadline_ms} ms"
+            open_.given_up = given_up
         team.host = host.number
         config = self._config()
         agents = plan.agents
