@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cfn.commands.metrics import collect, main
 from cfn.errors import ConfigError, DamagedError, UsageError
 from cfn.metrics.arm import Arm
-from cfn.metrics.evidence import LOST_KINDS, Evidence
+from cfn.metrics.evidence import LOST_KINDS, Evidence, Gauge
 from cfn.metrics.files import Piece, pieces
 from cfn.metrics.memory import Memory
 from cfn.metrics.records import DamagedLineError, read_event, read_sample
@@ -230,6 +230,32 @@ def test_a_restart_hidden_in_a_gap_is_counted_with_the_next_sample() -> None:
     up = {"conductor": 1, "spawner": 1, "router": 1}
     found = samples(sample(1, starts=up), sample(15, starts=up | {"spawner": 3}), sample(3, starts=up))
     assert sum(sum(cell.restarts.values()) for cell in found.sampled.values()) == 2
+
+
+@pytest.mark.parametrize(("booted", "restarts"), [(5_000.0, 0), (5_030.0, 0), (9_000.0, 1), (None, 0)])
+def test_a_host_that_booted_in_the_window_is_a_restart(booted: float | None, restarts: int) -> None:
+    """The clock may be set by some seconds meanwhile; a gap of any length hides nothing."""
+    found = samples(sample(1, boot_time_s=5_000.0), sample(17, boot_time_s=booted))
+    assert sum(cell.restarts.get("host", 0) for cell in found.sampled.values()) == restarts
+
+
+@pytest.mark.parametrize(("source", "cells"), [("events", "request_cells"), ("samples", "sample_cells")])
+def test_cells_must_hold_what_was_read(source: str, cells: str) -> None:
+    found = events(generation(), event(1), event(2, 5_000)).as_json()
+    found |= {name: samples(sample(1), sample(5)).as_json()[name] for name in ("samples", "sample_cells")}
+    assert Evidence.from_json(found).as_json() == found
+    with pytest.raises(ValueError, match=f"its cells hold 1 {source}, and 2 were read"):
+        Evidence.from_json(found | {cells: found[cells][1:]})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"min": -1}, {"max": 101}, {"mean": 13.5}, {"last": 11}, {"samples": 0}, {"max": None}]
+)
+def test_a_gauge_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
+    good = {"samples": 2, "min": 12, "max": 13, "mean": 12.5, "last": 13}
+    assert Gauge.from_json(good, "tmpfs_pct").mean == 12.5
+    with pytest.raises(ValueError, match=r"allowed|is not"):
+        Gauge.from_json(good | changes, "tmpfs_pct")
 
 
 def test_without_starts_there_is_no_count_of_restarts() -> None:

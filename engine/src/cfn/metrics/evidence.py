@@ -13,7 +13,7 @@ import msgspec
 from cfn.metrics import checks
 from cfn.metrics.arm import Arm
 from cfn.metrics.packing import unpack
-from cfn.metrics.records import GAUGES, Ordered, read_config
+from cfn.metrics.records import GAUGES, Ordered, gauge_range, read_config
 from cfn.metrics.times import format_ms, parse_ms
 
 EVIDENCE_VERSION = 2
@@ -85,11 +85,13 @@ class Gauge:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Gauge":
-        """The inverse of `as_json`. Raises ValueError."""
+    def from_json(cls, value: Mapping[str, Any], name: str) -> "Gauge":
+        """The inverse of `as_json`, for the gauge of a name. Raises ValueError."""
         samples = checks.whole(value.get("samples"), "samples", low=1)
+        least, most = gauge_range(name)
         low, high, mean, last = (
-            checks.number(value.get(name), name, low=-1e15) for name in ("min", "max", "mean", "last")
+            checks.number(value.get(part), f"{name}.{part}", low=least, high=most)
+            for part in ("min", "max", "mean", "last")
         )
         slack = 1e-6 * (1 + abs(low) + abs(high))  # the mean is rounded
         if not low - slack <= mean <= high + slack or not low <= last <= high:
@@ -313,7 +315,7 @@ class Evidence:
             self.sampled[start] = SampleCell(
                 samples=checks.whole(value.get("samples"), "samples", low=1),
                 gauges={
-                    name: Gauge.from_json(checks.mapping(gauges[name], name))
+                    name: Gauge.from_json(checks.mapping(gauges[name], name), name)
                     for name in GAUGES
                     if name in gauges
                 },

@@ -42,7 +42,7 @@ GAUGES = (
     "worker_imbalance_pct",
 )
 MAX_UNITS = 64
-_LOW = {"memory_growth_rate": -1e15}  # the only gauge that can be negative
+_SIGNED_GAUGES = ("memory_growth_rate",)
 _PERCENT_GAUGES = ("tmpfs_pct", "delivery_rate", "health_false_positive_pct")
 _VERSIONS = ("v1", "v2")
 
@@ -113,6 +113,11 @@ class Sampled:
     boot_time_s: float | None = None
 
 
+def gauge_range(name: str) -> tuple[float, float]:
+    """The values that a gauge can have."""
+    return -1e15 if name in _SIGNED_GAUGES else 0.0, 100.0 if name in _PERCENT_GAUGES else 1e15
+
+
 def read_event(line: bytes) -> GenerationStarted | Coordinated:
     """The record in a line of the events file. Raises DamagedLineError."""
     value = _load(line)
@@ -128,12 +133,7 @@ def read_sample(line: bytes) -> Sampled:
     value = _load(line)
     try:
         gauges = {
-            name: checks.number(
-                value[name],
-                name,
-                low=_LOW.get(name, 0.0),
-                high=100.0 if name in _PERCENT_GAUGES else 1e15,
-            )
+            name: checks.number(value[name], name, low=gauge_range(name)[0], high=gauge_range(name)[1])
             for name in GAUGES
             if name in value
         }
