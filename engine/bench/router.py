@@ -11,9 +11,9 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,9 +24,6 @@ from typing import Any
 import psutil
 
 from cfn.client import Client
-from cfn.load.account import LoadReport
-from cfn.load.plan import LoadPlan
-from cfn.load.stream import run_async
 from cfn.router.client import RouterClient
 from cfn.router.flip import Order, flip
 from cfn.router.split import bucket, ordered_version
@@ -41,37 +38,36 @@ IDS = 100_000
 
 
 @contextmanager
-def under_load(running: Stack, rate_per_s: float, seconds: float, prefix: str) -> Iterator[list[LoadReport]]:
-    """Do the body while a load runs; its account is in the list afterwards."""
-    plan = LoadPlan(
-        router=running.address,
-        rate_per_s=rate_per_s,
-        requests=round(rate_per_s * seconds),
-        prefix=prefix,
-        concurrency=1_000,
-    )
-    reports: list[LoadReport] = []
-    stop = asyncio.Event()
-    loop = asyncio.new_event_loop()
+def under_load(
+    running: Stack, rate_per_s: float, seconds: float, prefix: str, swarm: str = ""
+) -> Iterator[list[dict[str, Any]]]:
+    """Do the body while `cfn load` runs, in a process of its own; its account is in the list afterwards."""
+    argv = [sys.executable, "-m", "cfn", "load", "--json", "--router", running.address, "--sizes", "1:1"]
+    argv += [
+        "--rate",
+        str(rate_per_s),
+        "--seconds",
+        str(seconds),
+        "--prefix",
+        prefix,
+        "--concurrency",
+        "1000",
+    ]
+    argv += ["--swarm", swarm] if swarm else []
+    reports: list[dict[str, Any]] = []
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as load:
+        try:
+            time.sleep(2.0)
+            yield reports
+            time.sleep(1.0)
+        finally:
+            load.send_signal(signal.SIGINT)
+            reports.append(json.loads(load.communicate()[0]))
 
-    def load() -> None:
-        reports.append(loop.run_until_complete(run_async(plan, progress=lambda _: None, stop=stop)))
 
-    thread = threading.Thread(target=load)
-    thread.start()
-    try:
-        time.sleep(1.0)
-        yield reports
-        time.sleep(1.0)
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
-
-
-def not_answered(report: LoadReport) -> int:
-    """Requests that failed, were lost, or were answered twice."""
-    return report.sent - report.answered_once + report.failed + report.partial
+def not_answered(report: dict[str, Any]) -> int:
+    """Requests that failed, were refused or lost, or were answered twice."""
+    return int(report["sent"] - report["answered_once"] + report["failed"] + report["partial"])
 
 
 def split() -> Rows:
@@ -194,9 +190,10 @@ def flips(number: int, many: int) -> Rows:
     """A flip under 200 requests/s: until every request is under the new order. Then very many."""
     with stack() as running:
         running.configure(COORDINATION_VERSION="v1", V1_COMMAND=_quick_v1(running))
+        warm(running)  # so that the load costs no processes, and the flip alone is measured
         client = RouterClient(running.address, timeout_s=30)
         seconds, late = [], 0
-        with under_load(running, 200, 2 + number * 1.5, "flip") as reports:
+        with under_load(running, 200, 2 + number * 1.5, "flip", "warm") as reports:
             for n in range(number):
                 order = Order(version="v2", percent=str(10 + 80 * (n % 2)), epoch=n + 1)
                 began_s = time.time()
@@ -215,13 +212,13 @@ def flips(number: int, many: int) -> Rows:
                 [failed],
                 "requests",
                 bar="= 0",
-                sent=reports[0].sent,
-                examples=list(reports[0].failures),
+                sent=reports[0]["sent"],
+                examples=reports[0]["failures"],
             ),
         ]
         router = psutil.Process(running.daemons["router"].pid)
         memory_mb: list[float] = []
-        with under_load(running, 50, 60 + many * 2.0, "flips") as reports:
+        with under_load(running, 50, 60 + many * 2.0, "flips", "warm") as reports:
             for n in range(many):
                 order = Order(version=("v1", "v2")[n % 2], percent="50", epoch=number + n + 1)
                 flip(running.paths.config, order, client, check=False, wait_s=30)
@@ -235,8 +232,8 @@ def flips(number: int, many: int) -> Rows:
                 [failed],
                 "requests",
                 bar="= 0",
-                sent=reports[0].sent,
-                examples=list(reports[0].failures),
+                sent=reports[0]["sent"],
+                examples=reports[0]["failures"],
             )
         )
         rows.append(
@@ -245,7 +242,7 @@ def flips(number: int, many: int) -> Rows:
                 [growth],
                 "MB",
                 bar="< 8",
-                answers_kept=reports[0].sent,
+                answers_kept=reports[0]["sent"],
                 first_mb=round(memory_mb[0], 1),
                 last_mb=round(memory_mb[-1], 1),
             )
@@ -287,14 +284,18 @@ def restarts(number: int) -> Rows:
                 time.sleep(0.5)
         report = reports[0]
         more = {
-            "sent": report.sent,
-            "retried": report.retries,
-            "fallbacks": report.fallbacks,
-            "examples": list(report.failures),
+            "sent": report["sent"],
+            "retried": report["retries"],
+            "fallbacks": report["fallbacks"],
+            "examples": report["failures"],
         }
         return [
             row(
-                f"{number} restarts: refused connections", [report.refused_connections], "", bar="= 0", **more
+                f"{number} restarts: refused connections",
+                [report["refused_connections"]],
+                "",
+                bar="= 0",
+                **more,
             ),
             row(f"{number} restarts: failed or lost", [not_answered(report)], "requests", bar="= 0", **more),
         ]

@@ -72,6 +72,7 @@ def test_bad_sizes_are_refused(text: str) -> None:
         {"router": "http://example.org"},
         {"router": "ftp://localhost"},
         {"router": "/run/cfn/router.sock"},
+        {"swarm_id": "../x"},
     ],
 )
 def test_what_is_not_bounded_or_not_local_is_refused(values: dict[str, object]) -> None:

@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
         seed=options.seed,
         sizes=parse_sizes(options.sizes),
         payload=options.payload,
+        swarm_id=options.swarm,
         deadline_ms=options.deadline_ms,
         concurrency=options.concurrency,
         answer_s=options.answer_s,
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--allow-remote", action="store_true", help="allow a router that is not on this host")
     parser.add_argument("--payload", default="", help="text that every agent reads")
+    parser.add_argument("--swarm", default="", help="a kept swarm of V2's that runs all of it")
     parser.add_argument("--deadline-ms", type=int)
     parser.add_argument("--concurrency", type=int, default=256, help="most requests under way (default 256)")
     parser.add_argument(

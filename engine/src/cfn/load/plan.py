@@ -25,7 +25,7 @@ class LoadPlan:
     `sizes` are pairs of agents and weight. Ids are `prefix`-`seed`-1, -2, ...: a plan run again asks
     for the same ids, and gets the answers that it got before. At most `concurrency` requests are
     under way; one that has to wait for that starts late and is reported so. `answer_s` is how long
-    an answer is waited for.
+    an answer is waited for. `swarm_id` names a kept swarm of V2's that runs all of it.
     """
 
     router: str
@@ -35,6 +35,7 @@ class LoadPlan:
     seed: int = 1
     sizes: tuple[tuple[int, int], ...] = ((1, 1),)
     payload: str = ""
+    swarm_id: str = ""
     deadline_ms: int | None = None
     concurrency: int = 256
     answer_s: float = 120.0
@@ -43,6 +44,8 @@ class LoadPlan:
     def __post_init__(self) -> None:
         """Raises UsageError or IdError for a plan that is not bounded, or not allowed."""
         check_id("task", f"{self.prefix}-{self.seed}-{self.requests}")
+        if self.swarm_id:
+            check_id("swarm", self.swarm_id)
         _within("rate", self.rate_per_s, 0.001, 100_000)
         _within("requests", self.requests, 1, MAX_REQUESTS)
         _within("concurrency", self.concurrency, 1, MAX_CONCURRENCY)

@@ -169,6 +169,8 @@ def _request(plan: LoadPlan, shot: Shot) -> dict[str, object]:
     request: dict[str, object] = {"task_id": shot.task_id, "agents": shot.agents}
     if plan.payload:
         request["payload_b64"] = base64.b64encode(plan.payload.encode()).decode()
+    if plan.swarm_id:
+        request["swarm_id"] = plan.swarm_id
     if plan.deadline_ms is not None:
         request["deadline_ms"] = plan.deadline_ms
     return request
