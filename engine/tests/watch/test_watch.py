@@ -14,6 +14,7 @@ import yaml
 from cfn.errors import UsageError
 from cfn.ledger import anchors
 from cfn.ledger.chain import Entry
+from cfn.ledger.entries import checked_entry
 from cfn.ledger.store import LedgerStore
 from cfn.metrics.times import format_ms
 from cfn.paths import Paths
@@ -149,6 +150,16 @@ def in_force(reach: Reach) -> list[str]:
 def test_a_due_look_is_judged_recorded_and_anchored(fleet: Fleet) -> None:
     reach = prepared(fleet, 64)
     watched = watch(reach)
+    watched.store.append(
+        checked_entry(
+            kind="attested",
+            stage="stage1",
+            actor="operator",
+            environment="lab",
+            data={"item": "dashboards_healthy", "holds": True, "by": "operator", "note": "looked"},
+            now_ms=reach.now_ms,
+        )
+    )
     said = watched.tick(reach.now_ms)
     record = watched.store.records(1)[0]
     assert kinds(watched)[-1] == "verdict", said

@@ -10,6 +10,7 @@ from cfn.judge.request import read_request
 from cfn.judge.window import plan as window_plan
 from cfn.ledger.entries import checked_entry
 from cfn.ledger.store import LedgerStore
+from cfn.rollout.records import facts
 from cfn.metrics import checks
 from cfn.metrics.times import format_ms
 from cfn.rollout.cadence import Due, due, read_cadence
@@ -106,6 +107,7 @@ class Watch:
             "bucket_s": wanted.bucket_ms / 1_000,
         }
         answers = self._ask({"evidence": evidence})
+        raw["facts"] = facts(self.store.oldest(), self.plan.stage, running.since_ms)
         raw["evidence"] = {host: each["evidence"] for host, each in answers.items() if "evidence" in each}
         verdict = judge(read_request(raw))
         word = verdict["verdict"]
