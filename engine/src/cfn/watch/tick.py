@@ -10,11 +10,11 @@ from cfn.judge.request import read_request
 from cfn.judge.window import plan as window_plan
 from cfn.ledger.entries import checked_entry
 from cfn.ledger.store import LedgerStore
-from cfn.rollout.records import facts
 from cfn.metrics import checks
 from cfn.metrics.times import format_ms
 from cfn.rollout.cadence import Due, due, read_cadence
 from cfn.rollout.plan import Plan
+from cfn.rollout.records import facts
 from cfn.rollout.standing import escalations_of
 from cfn.watch import decide
 from cfn.watch.decide import Fleet
