@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cfn.config import Config
+from cfn.metrics.files import pieces
 from cfn.router import answers
 from cfn.router.answers import AnswerStore
 from cfn.router.events import EventLog
@@ -56,8 +58,8 @@ def test_a_rotation_that_was_cut_off_hides_nothing_after_the_next(tmp_path: Path
 
 
 def read(path: Path) -> list[dict[str, int]]:
-    parts = [*sorted(path.parent.glob(f"{path.name}.*"), reverse=True), path]  # the oldest first
-    return [json.loads(line) for part in parts if part.exists() for line in part.read_text().splitlines()]
+    with ExitStack() as stack:
+        return [json.loads(line) for piece in pieces(path, stack) for line in piece.read().splitlines()]
 
 
 def test_a_full_disk_loses_events_and_says_so(tmp_path: Path) -> None:
