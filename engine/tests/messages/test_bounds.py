@@ -73,6 +73,17 @@ def test_a_held_sender_goes_on_when_the_inbox_has_room(hubs: Hubs) -> None:
     assert report["queued_messages"] == report["queued_bytes"] == 0
 
 
+def test_what_a_held_sender_sent_before_it_left_is_handled(hubs: Hubs) -> None:
+    started(hubs, max_inbox_messages=3, inbox_wait_ms=60_000)
+    sender = raw_agent(hubs, "a")
+    for number in range(8, 28):
+        sender.send(note(number=number))
+    sender.close()
+    hubs.until(0, held_back=1)
+    with hubs.bus("b") as b:
+        assert received(b, 20) == [b"x"] * 20
+
+
 def across(hubs: Hubs, **bounds: int) -> Hubs:
     hubs.plan(t=(0, ["a"]), u=(1, ["b"]))
     hubs.start(0, 1, hubs=2, max_inbox_messages=3, **bounds)

@@ -94,6 +94,29 @@ def test_the_only_hub_of_a_stream_is_killed_and_restarted(pair: Hubs) -> None:
     stream.end()
 
 
+def test_what_was_handed_out_does_not_come_again_after_the_hub_died(pair: Hubs) -> None:
+    """Neither the message in hand, nor an answer that was taken before its turn."""
+    with pair.bus("a") as a, pair.bus("b") as b:
+        for payload in (b"1", b"2"):
+            b.send("a", "n", payload)
+
+        def answer() -> None:
+            question = b.receive(5)
+            assert question is not None
+            b.answer(question, b"answered")
+
+        helper = in_background(answer)
+        assert received(a, 1) == [b"1"]
+        assert a.ask("b", "q", timeout_s=5).payload == b"answered"
+        helper.join(5)
+        pair.kill(0)
+        pair.restart(0)
+        a.send("b", "n", b"with the first one still in hand")
+        b.send("a", "n", b"3")
+        assert received(a, 2) == [b"2", b"3"]
+        assert a.receive(0.05) is None
+
+
 @pytest.mark.parametrize("killed", ["t", "u"], ids=["the sender's hub", "the receiver's hub"])
 def test_a_hub_is_killed_in_the_middle_of_a_stream_and_another_takes_its_team(two: Hubs, killed: str) -> None:
     stream = Stream(two)

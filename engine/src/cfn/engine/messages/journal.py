@@ -44,7 +44,9 @@ def decode(raw: bytes) -> tuple[list[bytes], int]:
         magic, size, checksum, zero = _GROUP.unpack_from(raw, offset)
         start = offset + _GROUP.size
         end = start + size + (-size & 7)
-        if magic != _MAGIC or zero or end > len(raw) or zlib.crc32(raw[start : start + size]) != checksum:
+        if magic != _MAGIC or zero or end > len(raw) or any(raw[start + size : end]):
+            break
+        if zlib.crc32(raw[start : start + size]) != checksum:
             break
         try:
             records = split(raw[start : start + size])
