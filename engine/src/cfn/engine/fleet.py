@@ -346,12 +346,12 @@ class Fleet:
                 silent_s = now_s - host.heard_s
                 state = "draining" if number in self._draining else "up"
                 row |= {
+                    **host.beat,  # half a second old at most: what is known here comes after it
                     "state": "hung" if silent_s > 2 * BEAT_S else state,
                     "pid": host.pid,
                     "agents": host.workers + 1,
                     "last_heartbeat_age_s": round(silent_s, 3),
                     "response_time_ms": round(host.response_time_s * 1000, 3),
-                    **host.beat,
                 }
             rows.append(row)
         return rows
