@@ -336,10 +336,16 @@ class Coordinations:
                 self._give(open_, team, fresh=fresh)
 
         host = self._fleet.host_of(open_.swarm_id, plan.team, plan.shard)
+        given_up = open_.given_up
+        stand_in = host is None
         if host is None:  # its coordinator is down, and nobody else may have it
-            team.host = NO_HOST
-            self._loop.at(time.monotonic() + _RETRY_S, again)
-            return
+            if not given_up and time.monotonic() >= request.deadline_at_s:
+                given_up = f"no acknowledgement within {request.deadline_ms} ms"
+            if not given_up:
+                team.host = NO_HOST
+                self._loop.at(time.monotonic() + _RETRY_S, again)
+                return
+            host = self._fleet.local  # needs no worker's socket to fence, and to see what had started
         team.host = host.number
         config = self._config()
         agents = plan.agents
@@ -361,14 +367,16 @@ class Coordinations:
             slow_ms=self._fault.slow_ms,
             lost=_lost(request.task_id, agents, self._fault.lose_pct),
             fresh=fresh,
-            given_up=open_.given_up,
+            given_up=given_up,
         )
 
         def begun(at_s: float) -> None:
-            if team.epoch == epoch and not team.begun_s:
+            if team.epoch == epoch and not team.begun_s and not stand_in:
                 team.begun_s = at_s
 
         def done(outcome: TeamOutcome) -> None:
+            if order.kept and stand_in:  # the team itself is not here
+                self._fleet.local.hand_over(open_.swarm_id, plan.team, lambda: None)
             if team.epoch == epoch and team.final is None:
                 self._team_done(open_, team, outcome)
 
@@ -377,8 +385,8 @@ class Coordinations:
             self._loop.at(time.monotonic() + _RETRY_S, again)
 
         host.begin(order, request.payload, begun=begun, done=done, failed=failed)
-        if open_.given_up and team.final is None:
-            host.give_up(epoch, open_.given_up, lambda _outcome: self._certain(open_, team, epoch))
+        if given_up and team.final is None:
+            host.give_up(epoch, given_up, lambda _outcome: self._certain(open_, team, epoch))
 
     def host_lost(self, number: int) -> int:
         """A host is gone: its parts of running requests go to others; how many. Their agents live on."""
