@@ -253,7 +253,8 @@ def test_without_automatic_failover_its_teams_wait(engine: Engine, ended_by: str
     assert answer["states"] == {"done": 30, "failed": 0, "undelivered": 10, "unknown": 0}
     assert answer["total_time_ms"] < 5_000
     assert {r["reason"] for r in answer["results"] if r["state"] == "undelivered"} == {
-        "no acknowledgement within 1500 ms"
+        "no acknowledgement within 1500 ms",
+        "no coordinator took its team",
     }
 
 
@@ -290,7 +291,8 @@ def test_a_stop_of_everything_leaves_no_process_socket_or_claim(swarm: Engine) -
     left = {str(path.relative_to(swarm.paths.root)) for path in swarm.paths.run.iterdir()}
     assert not [path for path in left if path.endswith(".sock")], left
     kept = {"claims", "conductor.lock", "generation", "inboxes", "outputs", "requests", "swarms"}
-    assert set(os.listdir(swarm.paths.shm)) == kept  # noqa: PTH208 - names only
+    assert set(os.listdir(swarm.paths.shm)) <= kept  # noqa: PTH208 - names only
+    assert not [path for path in swarm.paths.shm.glob("inboxes/**/*") if path.is_file()]
     assert not any((swarm.paths.shm / "swarms").iterdir())
     assert not any(swarm.paths.outputs.iterdir())
     swarm.start("conductor")

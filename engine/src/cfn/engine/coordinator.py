@@ -99,6 +99,7 @@ class Coordinator:
             self._loop.turn(self._watchdog.longest_wait_s)
             self._watchdog.feed()
         notify("STOPPING=1")
+        self._messages.close()
         log("coordinator stopped", coordinator=self._number, teams=len(self._hub.teams))
 
     def _woken(self, _events: int) -> None:

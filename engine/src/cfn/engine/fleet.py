@@ -76,7 +76,7 @@ class Fleet:
         self._loop = loop
         self._config = config
         self._generation = generation
-        self._local = local
+        self.local = local
         self._hosts: dict[int, RemoteHost] = {}
         self._placed: dict[tuple[str, str], int] = {}  # swarm and team: host
         self._greeting: dict[int, Channel] = {}
@@ -88,7 +88,8 @@ class Fleet:
         self._owner: Owner | None = None
         self.failovers = 0
         self.hangs = 0
-        self._listener = serve_at(paths.coordinators_socket, socket.SOCK_SEQPACKET)
+        self._path = paths.coordinators_socket
+        self._listener = serve_at(self._path, socket.SOCK_SEQPACKET)
         loop.add(self._listener.fileno(), READ, self._accept)
 
     def use(self, owner: Owner) -> None:
@@ -105,7 +106,7 @@ class Fleet:
 
     def host(self, number: int) -> Host | None:
         """A host that is there."""
-        return self._local if number == LOCAL_HUB else self._hosts.get(number)
+        return self.local if number == LOCAL_HUB else self._hosts.get(number)
 
     def coordinators_for(self, agents: int) -> int:
         """How many teams a new swarm of this size is to have; 0 for a flat one."""
@@ -119,7 +120,7 @@ class Fleet:
     def host_at(self, swarm_id: str, team: str) -> Host | None:
         """Who has a team now."""
         if team == placement.GUESTS:
-            return self._local
+            return self.local
         return self.host(self._placed.get((swarm_id, team), NO_HOST))
 
     def host_of(self, swarm_id: str, team: str, shard: int) -> Host | None:
@@ -361,5 +362,6 @@ class Fleet:
         with suppress(OSError):
             self._loop.remove(self._listener.fileno())
             self._listener.close()
+        self._path.unlink(missing_ok=True)
         for host in list(self._hosts.values()):
             host.close("the conductor stops")

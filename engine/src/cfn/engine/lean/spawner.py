@@ -109,6 +109,7 @@ class Spawner:
             watchdog.feed()
         posix.environ.update(unit)
         notify("STOPPING=1")
+        posix.unlink(self._listener.getsockname())  # the lock is still held: it is this process's
         log("spawner stopped", workers=len(self._held))
 
     def _terminated(self, *_: object) -> None:
