@@ -198,3 +198,16 @@ def test_a_request_that_waits_past_its_deadline_is_undelivered(engine: Engine) -
     assert "other requests were before it" in answer["results"][0]["reason"]
     time.sleep(0.8)
     assert len(engine.runs()) == 2
+
+
+@pytest.mark.parametrize("agents", [2, 20])  # flat, hybrid
+def test_the_longest_task_id_has_a_swarm_of_its_own(hybrid: Engine, agents: int) -> None:
+    hybrid.configure(
+        CFN_TOPOLOGY="hybrid", CFN_COORDINATORS=4, CFN_AGENT_COMMAND=hybrid.agent("echo $CFN_SWARM_ID")
+    )
+    time.sleep(1.1)  # until the configuration is read again
+    first, second = (
+        hybrid.ask(verb="coordinate", task_id="x" * 127 + end, agents=agents, payload_b64="") for end in "ab"
+    )
+    assert first["states"]["done"] == second["states"]["done"] == agents
+    assert first["results"][-1]["output"] != second["results"][-1]["output"]

@@ -26,6 +26,7 @@ from cfn.engine.requests import Coordinate, within_stage
 from cfn.engine.swarms import Swarms
 from cfn.engine.teams import NO_HOST, TeamOrder, TeamOutcome
 from cfn.errors import RefusedError
+from cfn.ids import MAX_ID_CHARS
 from cfn.paths import Paths
 from cfn.release import LabFault
 
@@ -526,8 +527,12 @@ class Coordinations:
 
 def _swarm_of(request: Request) -> str:
     """The swarm that a request runs on. Its own has the same name after a crash, so that its workers are
-    found; it can be longer than an identifier, and never crosses a boundary inwards."""
-    return request.swarm_id or f"task:{request.task_id}"
+    found; the key makes the name of a long task id, which is cut, its own."""
+    own = f"task:{request.task_id}"
+    if len(own) > MAX_ID_CHARS:
+        key = f":{request.key:x}"
+        own = own[: MAX_ID_CHARS - len(key)] + key
+    return request.swarm_id or own
 
 
 def _untouched(request: Request) -> Outcome:
