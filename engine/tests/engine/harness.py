@@ -28,6 +28,7 @@ class Engine:
         self.environment = {**os.environ, "CFN_ROOT": str(root), "PYTHONPATH": str(SOURCE)}
         self.processes: dict[str, Process] = {}
         self.ran = root / "ran"
+        self.patience_s = 15.0  # of a caller whose conductor is away
 
     def configure(self, **values: object) -> None:
         self.paths.config.parent.mkdir(parents=True, exist_ok=True)
@@ -91,10 +92,10 @@ class Engine:
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """One request, its final answer; a conductor that is away is asked again, as callers do."""
-        limit = time.monotonic() + 15
+        limit = time.monotonic() + self.patience_s
         while True:
             try:
-                with Client(self.paths.conductor_socket, timeout_s=15) as client:
+                with Client(self.paths.conductor_socket, timeout_s=self.patience_s) as client:
                     return client.final(request)
             except Exception:
                 if time.monotonic() > limit:

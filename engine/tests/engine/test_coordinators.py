@@ -144,7 +144,9 @@ def test_stopped_for_less_than_the_bound_is_no_death(swarm: Engine) -> None:
         time.sleep(0.6)
     health = swarm.ask(verb="health")
     assert health["counters"]["hangs"] == health["counters"]["failovers"] == 0, f"of {stops} stops"
-    assert {name: process.pid for name, process in swarm.processes.items() if process.poll() is None} == daemons
+    assert {
+        name: process.pid for name, process in swarm.processes.items() if process.poll() is None
+    } == daemons
     all_done(swarm, running_then(swarm))
 
 

@@ -270,7 +270,9 @@ def test_without_descriptors_a_request_ends_with_a_reason_and_the_next_is_served
     taken = len(os.listdir(f"/proc/{process}/fd")) + 8  # noqa: PTH208 - numbers only
     resource.prlimit(process, resource.RLIMIT_NOFILE, (taken, 4096))
     answer = engine.ask(verb="coordinate", task_id="t", agents=40, deadline_ms=700)
-    if short == "spawner":  # without the conductor's descriptors they run all the same, and their claims say so
+    if (
+        short == "spawner"
+    ):  # without the conductor's descriptors they run all the same, and their claims say so
         assert answer["states"]["undelivered"] > 20
     assert answer["states"]["undelivered"] + answer["states"]["done"] == 40
     assert all(result["reason"] for result in answer["results"] if result["state"] == "undelivered")
