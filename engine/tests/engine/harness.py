@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -182,6 +183,8 @@ class Supervisor:
     def __init__(self, engine: Engine, *, stopped_s: float) -> None:
         self.restarts = 0
         self.killed = 0
+        self._down_s = 0.0
+        self._down_since_s = 0.0  # 0: it is up
         self._engine = engine
         self._stopped_s = stopped_s
         self._seen_stopped: dict[int, float] = {}
@@ -196,9 +199,23 @@ class Supervisor:
         self._end.set()
         self._thread.join()
 
+    @property
+    def down_s(self) -> float:
+        """For how long there was no conductor that runs: dead, stopped, or not yet listening again."""
+        since_s = self._down_since_s
+        return self._down_s + (time.monotonic() - since_s if since_s else 0.0)
+
     def _run(self) -> None:
+        conductor = self._engine.processes["conductor"].pid
         while not self._end.wait(0.005):
             now_s = time.monotonic()
+            process = self._engine.processes["conductor"]
+            if process.pid != conductor or process.poll() is not None or state_of(conductor) == "T":
+                conductor = process.pid
+                self._down_since_s = self._down_since_s or now_s
+            elif self._down_since_s and listens(self._engine.paths.conductor_socket):
+                self._down_s += now_s - self._down_since_s
+                self._down_since_s = 0.0
             for name, process in list(self._engine.processes.items()):
                 if process.poll() is not None:
                     self._engine.launch(name)
@@ -209,6 +226,16 @@ class Supervisor:
                     process.kill()
                     process.wait()
                     self.killed += 1
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody accepts connections at a Unix stream socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
 
 
 def coordinator_names(count: int) -> list[str]:

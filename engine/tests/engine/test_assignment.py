@@ -5,24 +5,37 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cfn.coordination import FINAL_STATES, AgentState
-from cfn.engine.assignment import MAX_INCARNATIONS, Assignment, Do, IllegalTransition, Order
+from cfn.coordination import FINAL_STATES, AgentResult, AgentState
+from cfn.engine.assignment import (
+    LOOK_S,
+    MAX_INCARNATIONS,
+    OVERDUE_S,
+    RESEND_S,
+    Assignment,
+    Do,
+    IllegalTransition,
+    Order,
+)
 from cfn.engine.claims import Ended, Standing, Verdict
-from cfn.engine.records import Damaged, Kind, Reason, Record, decode, encode
-from cfn.engine.store import Request
+from cfn.engine.lean import records
 
 EPOCH = 7
-DONE = Ended(reason=Reason.NONE, exit_code=0, output=b"x")
-FAILED = Ended(reason=Reason.EXIT, exit_code=3)
+BEGAN_S = 100.0
+DEADLINE_S = 101.0
+DONE = Ended(reason=records.NONE, exit_code=0, output=b"x")
+FAILED = Ended(reason=records.EXIT, exit_code=3)
 S = AgentState
 
 
 def made(agents: int = 1, lost_deliveries: frozenset[int] = frozenset()) -> Assignment:
-    request = Request(
-        task_id="t", agents=tuple(f"a{n}" for n in range(agents)), payload=b"", deadline_ms=1000, swarm_id="",
-        accepted_at_s=100.0,
-    )  # fmt: skip
-    return Assignment(request=request, epoch=EPOCH, run_limit_s=10, lost_deliveries=lost_deliveries)
+    return Assignment(
+        agents=tuple(f"a{n}" for n in range(agents)),
+        epoch=EPOCH,
+        deadline_at_s=DEADLINE_S,
+        deadline_ms=1000,
+        run_limit_s=10,
+        lost_deliveries=lost_deliveries,
+    )
 
 
 def verdict(standing: Standing, ended: Ended | None = None, pid: int = 0) -> Verdict:
@@ -57,9 +70,8 @@ def test_the_common_path() -> None:
     assignment.sent(0, 100.1, taken=True)
     assignment.claimed(0, EPOCH, 100.2)
     assignment.ended(0, EPOCH, DONE, 100.3)
-    outcome = assignment.outcome(105.0)
-    assert (round(outcome.coordination_time_ms), round(outcome.total_time_ms)) == (200, 300)
-    assert outcome.results[0].output == "x"
+    assert (assignment.last_ack_s, assignment.last_end_s) == (100.2, 100.3)
+    assert assignment.results() == [AgentResult(agent="a0", state=S.DONE, exit_code=0, output="x")]
 
 
 def test_another_epoch_counts_for_nothing() -> None:
@@ -79,9 +91,8 @@ def test_the_deadline_fences_and_a_hanging_worker_is_killed() -> None:
     assert assignment.tick(100.9) == []
     assert assignment.tick(101.0) == [Order(Do.FENCE, 0)]
     assert assignment.judged(0, verdict(Standing.FENCED), 101.0) == [Order(Do.KILL, 0)]
-    outcome = assignment.outcome(102.0)
-    assert outcome.results[0].reason == "no acknowledgement within 1000 ms"
-    assert outcome.coordination_time_ms == 1000
+    assert assignment.results()[0].reason == "no acknowledgement within 1000 ms"
+    assert assignment.unclaimed == 0
 
 
 def test_a_process_between_lock_and_claim_is_killed_and_looked_at_again() -> None:
@@ -118,7 +129,7 @@ def test_a_failed_fork_is_undelivered_with_its_reason() -> None:
     assignment = made()
     assert assignment.spawning_failed(0, "no process") == [Order(Do.FENCE, 0)]
     assignment.judged(0, verdict(Standing.FENCED), 100.1)
-    assert assignment.outcome(101.0).results[0].reason == "no process"
+    assert assignment.results()[0].reason == "no process"
 
 
 def test_what_a_socket_did_not_take_is_sent_again_and_a_lost_delivery_never() -> None:
@@ -136,15 +147,67 @@ def test_an_illegal_transition_raises() -> None:
         assignment.judged(0, verdict(Standing.FENCED), 100.2)
 
 
-@pytest.mark.parametrize("position", range(64))
-def test_a_damaged_record_is_never_taken_for_an_empty_one(position: int) -> None:
-    raw = encode(Record(kind=Kind.CLAIMED, index=3, epoch=9, pid=11, at_ns=12, inline=b"abc", output_bytes=3))
-    assert decode(raw) == Record(
-        kind=Kind.CLAIMED, index=3, epoch=9, pid=11, at_ns=12, inline=b"abc", output_bytes=3
-    )
-    assert decode(bytes(64)) is None
-    broken = raw[:position] + bytes([raw[position] ^ 1]) + raw[position + 1 :]
-    assert decode(broken) == Damaged()
+def test_results_of_all_states_at_once() -> None:
+    assignment = made(4)
+    assignment.claimed(1, EPOCH, 100.1)
+    assignment.ended(2, EPOCH, FAILED, 100.1)
+    assignment.judged(3, verdict(Standing.ORPHANED), 100.1)
+    assert assignment.results() == [
+        AgentResult(agent="a0", state=S.WAITING),
+        AgentResult(agent="a1", state=S.RUNNING),
+        AgentResult(agent="a2", state=S.FAILED, exit_code=3, reason="ended with exit code 3"),
+        AgentResult(agent="a3", state=S.UNKNOWN, reason="its process died before it gave a result"),
+    ]
+    assert (assignment.unclaimed, assignment.complete) == (1, False)
+
+
+def test_nothing_changes_what_is_final() -> None:
+    assignment = made()
+    assignment.ended(0, EPOCH, DONE, 100.1)
+    assert assignment.complete
+    assert assignment.next_s() is None
+    assert assignment.attached(0) == assignment.missing(0) == assignment.refused(0, EPOCH) == []
+    assert assignment.spawning_failed(0, "x") == assignment.judged(0, verdict(Standing.FENCED), 101.0) == []
+    assert assignment.give_up_unclaimed("x") == assignment.tick(500.0) == []
+    assignment.ended(0, EPOCH, FAILED, 100.2)
+    assert assignment.state(0) is S.DONE
+
+
+def test_an_end_without_an_end_is_a_defect() -> None:
+    with pytest.raises(IllegalTransition, match="a0"):
+        made().judged(0, verdict(Standing.ENDED), 100.1)
+
+
+def test_what_is_due_next() -> None:
+    assignment = made(2)
+    assert assignment.next_s() == DEADLINE_S
+    assignment.attached(0)
+    assignment.sent(0, 100.0, taken=False)
+    assert assignment.next_s() == 100.0 + RESEND_S
+    assignment.attached(0)  # with another process nothing is to be sent again
+    assert assignment.next_s() == DEADLINE_S
+    assignment.claimed(0, EPOCH, 100.2)
+    assignment.claimed(1, EPOCH, 100.3)
+    assert assignment.next_s() == 100.2 + 10 + OVERDUE_S
+    assignment.ended(0, EPOCH, DONE, 100.4)
+    assert assignment.next_s() == 100.3 + 10 + OVERDUE_S
+
+
+def test_a_process_without_a_socket_is_looked_at_until_it_ends() -> None:
+    assignment = made()
+    assignment.judged(0, verdict(Standing.RUNNING, pid=4), 100.1)
+    assert assignment.next_s() == 100.1 + LOOK_S
+    assert assignment.tick(100.1 + LOOK_S) == [Order(Do.LOOK, 0)]
+    assignment.judged(0, verdict(Standing.ENDED, DONE), 100.3)
+    assert assignment.state(0) is S.DONE
+
+
+def test_a_worker_born_with_its_task_is_asked_nothing() -> None:
+    assignment = made()
+    assignment.begin()
+    assert assignment.attached(0, asked=True) == []
+    assert assignment.refused(0, EPOCH) == [Order(Do.LOOK, 0)]
+    assert assignment.judged(0, verdict(Standing.UNCLAIMED), 100.1) == []  # it is there: it may still claim
 
 
 class OneAgent(RuleBasedStateMachine):
@@ -152,7 +215,7 @@ class OneAgent(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = 100.0
+        self.now = BEGAN_S
         self.slot = Standing.UNCLAIMED
         self.starts = 0
         self.worker = False
