@@ -216,7 +216,9 @@ class Journal(RuleBasedStateMachine):
         if not full:
             self.open[asked.task_id] = asked
 
-    @rule(position=st.integers(0, 5), size=st.integers(0, 3_000), left=st.one_of(st.none(), st.integers(0, 300)))
+    @rule(
+        position=st.integers(0, 5), size=st.integers(0, 3_000), left=st.one_of(st.none(), st.integers(0, 300))
+    )
     def end(self, position: int, size: int, left: int | None) -> None:
         if not self.open:
             return

@@ -162,7 +162,10 @@ class Coordinator:
             if team.swarm_id not in in_use:
                 self._messages.close_team(team.swarm_id, team.team, remove=True)
                 self._hub.end_team(team)
-            elif (team.swarm_id, team.team) not in given:  # another has it; two would take each other's answers
+            elif (
+                team.swarm_id,
+                team.team,
+            ) not in given:  # another has it; two would take each other's answers
                 self._messages.close_team(team.swarm_id, team.team, remove=False)
                 self._hub.drop_team(team)
         for swarm_id in self._directory.swarms:
