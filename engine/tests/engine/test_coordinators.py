@@ -319,3 +319,19 @@ def test_a_stop_of_everything_leaves_no_process_socket_or_claim(swarm: Engine) -
     assert not any(swarm.paths.outputs.iterdir())
     swarm.start("conductor")
     assert swarm.ask(verb="result", task_id="t")["state"] == "complete"
+
+
+def test_a_worker_that_comes_to_a_hub_that_handed_its_team_over_lives_on(swarm: Engine) -> None:
+    """The spawner is stopped, so that orders wait: of the team's first coordinator, then of its second."""
+    first = swarm.pids("s")["agent-1"]
+    send_signal(swarm.processes["spawner"].pid, signal.SIGSTOP)
+    send_signal(first, signal.SIGKILL)
+    swarm.until(lambda: "agent-1" not in swarm.pids("s"), 5)
+    time.sleep(0.3)  # its replacement is ordered
+    swarm.ask(verb="failover", coordinator=1, how="drain")
+    send_signal(swarm.processes["spawner"].pid, signal.SIGCONT)
+    swarm.until(lambda: len(swarm.pids("s")) == AGENTS - 4, 5)
+    pids = swarm.pids("s")
+    time.sleep(1.5)
+    assert swarm.pids("s") == pids
+    all_done(swarm, running_then(swarm))
