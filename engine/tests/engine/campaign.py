@@ -158,7 +158,7 @@ class Campaign:
     ) -> None:
         self.report = Report()
         self._engine = engine
-        engine.patience_s = 60
+        engine.patience_s = 300
         self._random = random.Random(seed)  # noqa: S311 - repeatable, not secret
         self._coordinators = coordinators
         self._sizes = sizes
@@ -482,6 +482,8 @@ class Campaign:
         process = self._engine.processes[name]
         if process.poll() is not None:
             return False
+        if name == "conductor" and self._supervisor.down and self._random.random() < 0.8:
+            return False  # else it is killed again and again before it can serve
         process.send_signal(number)
         if number == signal.SIGSTOP:  # one in four is left to the watchdog
             pause_s = stopped_s or self._random.choice([0.02, 0.1, 0.2, 10.0])
@@ -771,7 +773,7 @@ class Campaign:
 
     def _end(self, swarm_id: str) -> None:
         """Shut a swarm down; it may be gone already, or go by itself."""
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 300
         while time.monotonic() < limit:
             answer = self._engine.ask(verb="shutdown", swarm_id=swarm_id)
             if f"no swarm {swarm_id}" in answer.get("error", ""):

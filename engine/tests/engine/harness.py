@@ -205,6 +205,11 @@ class Supervisor:
         since_s = self._down_since_s
         return self._down_s + (time.monotonic() - since_s if since_s else 0.0)
 
+    @property
+    def down(self) -> bool:
+        """There is no conductor that runs now."""
+        return self._down_since_s > 0
+
     def _run(self) -> None:
         conductor = self._engine.processes["conductor"].pid
         while not self._end.wait(0.005):
