@@ -116,6 +116,16 @@ def test_far_beyond_its_time_limit_it_is_killed_once_and_then_judged() -> None:
     assert assignment.state(0) is S.UNKNOWN
 
 
+def test_the_time_limit_runs_from_the_claim_whoever_was_the_hub_then() -> None:
+    assignment = made(2)
+    assignment.claimed(1, EPOCH, 103.0)
+    running = Verdict(standing=Standing.RUNNING, pid=4, since_s=90.0)
+    assignment.judged(0, running, 104.0)
+    assert assignment.next_s() == 104.0 + LOOK_S
+    assert assignment.tick(90.0 + 10 + OVERDUE_S) == [Order(Do.LOOK, 0), Order(Do.KILL, 0)]
+    assert assignment.tick(103.0 + 10 + OVERDUE_S)[-1] == Order(Do.KILL, 1)
+
+
 def test_a_few_processes_are_tried_then_it_is_undelivered() -> None:
     assignment = made()
     assignment.begin()
