@@ -660,7 +660,11 @@ class Campaign:
                 if not self._until(task, lambda kinds: kinds.count(records.OPEN) == 1):
                     self._miss(state)
                     return
-                slot = next(s for s, r in self._slots(task) if r is not None and r.kind == records.OPEN)
+                opened = [s for s, r in self._slots(task) if r is not None and r.kind == records.OPEN]
+                if not opened:
+                    self._miss(state)
+                    return
+                slot = opened[0]
                 arena = self._engine.paths.claims / str(slot.shard)
                 holder = subprocess.Popen(
                     [sys.executable, "-S", "-c", HOLD, arena, str(slot.number * RECORD_BYTES)],

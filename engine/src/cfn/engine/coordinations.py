@@ -342,7 +342,7 @@ class Coordinations:
         if host is None:  # its coordinator is down, and nobody else may have it
             if not given_up and time.monotonic() >= request.deadline_at_s:
                 given_up = f"no acknowledgement within {request.deadline_ms} ms"
-            if not given_up:
+            if not given_up or self._fleet.gathering:
                 team.host = NO_HOST
                 self._loop.at(time.monotonic() + _RETRY_S, again)
                 return
@@ -376,6 +376,8 @@ class Coordinations:
                 team.begun_s = at_s
 
         def done(outcome: TeamOutcome) -> None:
+            if stand_in and outcome.started:
+                team.begun_s = team.begun_s or outcome.last_ack_s  # some coordinator had taken it
             if order.kept and stand_in:  # the team itself is not here
                 self._fleet.local.hand_over(open_.swarm_id, plan.team, lambda: None)
             if team.epoch == epoch and team.final is None:

@@ -104,6 +104,11 @@ class Fleet:
         """The coordinators that may be given teams."""
         return sorted(number for number in self._hosts if number not in self._draining)
 
+    @property
+    def gathering(self) -> bool:
+        """The conductor has just started, and coordinators that live may not have come yet."""
+        return time.monotonic() < self._gathered_s
+
     def host(self, number: int) -> Host | None:
         """A host that is there."""
         return self.local if number == LOCAL_HUB else self._hosts.get(number)
@@ -114,8 +119,7 @@ class Fleet:
         if config.topology == "flat":
             return 0
         healthy = len([number for number in self.healthy if number <= config.coordinators])
-        gathering = time.monotonic() < self._gathered_s
-        return placement.coordinators_for(agents, config.coordinators if gathering else healthy or 1)
+        return placement.coordinators_for(agents, config.coordinators if self.gathering else healthy or 1)
 
     def host_at(self, swarm_id: str, team: str) -> Host | None:
         """Who has a team now."""
@@ -172,7 +176,7 @@ class Fleet:
         healthy = self.healthy
         if shard in healthy:
             return shard
-        if time.monotonic() < self._gathered_s and len(self._hosts) < config.coordinators:
+        if self.gathering and len(self._hosts) < config.coordinators:
             return None
         if not config.coordinator_failover and shard not in self._given_over | self._draining:
             return None

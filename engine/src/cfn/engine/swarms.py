@@ -234,13 +234,16 @@ class Swarms:
         label = _label(kind, body)
 
         def gathered(heard: dict[str, tuple[int, int]]) -> None:
-            sent, delivered = (
-                (sum(counts) for counts in zip(*heard.values(), strict=True)) if heard else (0, 0)
-            )
-            expected = sum(team.size for team in swarm.teams if team.team not in heard)
-            coordinators = swarm.hybrid * len(swarm.teams)
-            reached = swarm.hybrid * sum(team.team in heard for team in swarm.teams)
-            done(sent + expected + coordinators, delivered + reached)
+            sent = delivered = 0
+            sizes = {team.team: team.size for team in swarm.teams}
+            for name in names:
+                asked, acknowledged = heard.get(name, (0, 0))
+                sent += max(asked, sizes.get(name, 0))  # a hub that has just lost the team knows of nobody
+                delivered += acknowledged
+                if swarm.hybrid and name in sizes:
+                    sent += 1
+                    delivered += name in heard and asked >= sizes[name]
+            done(sent, delivered)
 
         gather = _Gather(self._loop, names, READY_S, gathered)
         for name in names:
