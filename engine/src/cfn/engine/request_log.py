@@ -163,7 +163,8 @@ class RequestLog:
         """Remove segments whose records are all older than this (seconds since 1970), and the oldest
         while there are too many bytes; how many went. Raises OSError without room."""
         removed = 0
-        while len(self._segments) > 1 and (
+        newest = self._segments[-1].number  # what is open goes behind it, and is not swept in turn
+        while self._segments[0].number < newest and (
             self._segments[0].newest_s < oldest_s or self.stored_bytes > self._max_bytes
         ):
             self._remove(self._segments[0])
