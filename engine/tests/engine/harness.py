@@ -30,6 +30,8 @@ class Engine:
         self.processes: dict[str, Process] = {}
         self.ran = root / "ran"
         self.patience_s = 15.0  # of a caller whose conductor is away
+        self.python = sys.executable
+        self.user: int | None = None  # whose the daemons are, if not this process's
 
     def configure(self, **values: object) -> None:
         self.paths.config.parent.mkdir(parents=True, exist_ok=True)
@@ -52,10 +54,13 @@ class Engine:
         """Start one daemon and wait for nothing."""
         with self.logged(name).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-S", "-m", "cfn", *name.split("-")],
+                [self.python, "-S", "-m", "cfn", *name.split("-")],
                 env=self.environment,
                 stdout=log,
                 stderr=log,
+                user=self.user,
+                group=self.user,
+                extra_groups=None if self.user is None else [],
             )
         self.processes[name] = process
         return process

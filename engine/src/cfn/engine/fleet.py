@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from cfn.config import Config
 from cfn.engine import placement, team_calls
+from cfn.engine.clients import ACCEPT_AGAIN_S
 from cfn.engine.directory import SwarmDirectory, TeamPlace
 from cfn.engine.guard import serve_at
 from cfn.engine.hosts import Host, LocalHost
@@ -189,7 +190,11 @@ class Fleet:
     def _accept(self, _events: int) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError as error:  # no descriptor left: they are served when one is free
+            log("coordinator not accepted", reason=str(error))
+            self._loop.pause(self._listener.fileno(), READ, self._accept, ACCEPT_AGAIN_S)
             return
         channel = Channel(connection)
         descriptor = connection.fileno()
@@ -209,7 +214,7 @@ class Fleet:
             if not 1 <= number <= 32 or number in self._hosts:
                 raise DamagedError(f"coordinator {number} is there already, or is none")
             host = RemoteHost(number, pid, channel, self._loop, self._gone)
-        except (OSError, EOFError, DamagedError, KeyError, TypeError, ValueError) as error:
+        except (OSError, EOFError, *team_calls.MALFORMED) as error:
             log("coordinator refused", reason=str(error))
             self._loop.remove(descriptor)
             channel.close()
