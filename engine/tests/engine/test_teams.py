@@ -40,7 +40,9 @@ def test_everybody_is_in_one_team_and_teams_are_alike(agents: int, coordinators:
     assert [plan.shard for plan in plans] == (list(range(1, coordinators + 1)) or [0])
 
 
-@given(names=st.lists(st.text("abc", min_size=1), min_size=1, max_size=60, unique=True), teams=st.integers(0, 7))
+@given(
+    names=st.lists(st.text("abc", min_size=1), min_size=1, max_size=60, unique=True), teams=st.integers(0, 7)
+)
 def test_named_agents_keep_their_order(names: list[str], teams: int) -> None:
     plans = placement.named(names, teams)
     assert [agent for plan in plans for agent in plan.agents] == names
@@ -223,7 +225,9 @@ def test_an_order_without_a_field_is_refused() -> None:
         TeamOrder.from_json(value)
 
 
-def part(*results: AgentResult, ack_s: float = 100.1, end_s: float = 100.2, unclaimed: int = 0) -> TeamOutcome:
+def part(
+    *results: AgentResult, ack_s: float = 100.1, end_s: float = 100.2, unclaimed: int = 0
+) -> TeamOutcome:
     return TeamOutcome(
         tally=Tally(str(result.state) for result in results),
         last_ack_s=ack_s,
@@ -271,7 +275,9 @@ def outcome_of(*teams: TeamState, hybrid: bool = True, now_s: float = 100.5, **c
     return Outcome(request=request, swarm_id="s", teams=list(teams), now_s=now_s, **changes)  # type: ignore[arg-type]
 
 
-def team(number: int, final: TeamOutcome | None, begun_s: float = 100.01, shard: int | None = None) -> TeamState:
+def team(
+    number: int, final: TeamOutcome | None, begun_s: float = 100.01, shard: int | None = None
+) -> TeamState:
     plan = TeamPlan(
         team=f"team-{number}",
         shard=number if shard is None else shard,
@@ -290,7 +296,10 @@ def read(outcome: Outcome) -> Coordination:
 
 
 def test_a_complete_hybrid_outcome() -> None:
-    first, second = part(done("agent-1"), done("agent-2")), part(done("agent-3"), done("agent-4"), ack_s=100.3)
+    first, second = (
+        part(done("agent-1"), done("agent-2")),
+        part(done("agent-3"), done("agent-4"), ack_s=100.3),
+    )
     outcome = outcome_of(team(1, first), team(2, second))
     parsed = read(outcome)
     assert parsed.states == {"done": 6, "failed": 0, "undelivered": 0, "unknown": 0}
@@ -298,7 +307,9 @@ def test_a_complete_hybrid_outcome() -> None:
     assert [r.agent for r in parsed.results][:3] == ["coordinator-1", "coordinator-2", "agent-1"]
     assert (round(parsed.coordination_time_ms), round(parsed.total_time_ms)) == (300, 200)
     assert parsed.hybrid is not None
-    assert [(p.team, p.coordinator, p.agents, round(p.coordination_time_ms)) for p in parsed.hybrid.teams] == [
+    assert [
+        (p.team, p.coordinator, p.agents, round(p.coordination_time_ms)) for p in parsed.hybrid.teams
+    ] == [
         ("team-1", 1, 3, 100),
         ("team-2", 2, 3, 300),
     ]

@@ -182,7 +182,9 @@ class Assignment:
                 part.reason = "its process died before it gave a result"
                 self._settle(index, AgentState.UNKNOWN, now_s)
             case Standing.RUNNING:
-                if part.state is AgentState.WAITING:  # its time runs since it claimed, whoever was its hub then
+                if (
+                    part.state is AgentState.WAITING
+                ):  # its time runs since it claimed, whoever was its hub then
                     self._running(index, now_s, verdict.since_s)
                 if not part.attached:
                     self._looks[index] = now_s + LOOK_S

@@ -28,7 +28,6 @@ from cfn.engine.messages.office import Messages
 from cfn.engine.notify import Watchdog, notify
 from cfn.engine.spawner_link import SpawnerLink
 from cfn.engine.teams import TeamOrder, TeamOutcome
-from cfn.errors import DamagedError
 from cfn.paths import Paths
 from cfn.release import version
 
@@ -136,7 +135,7 @@ class Coordinator:
                     os.close(descriptor)
                 self._ordered(*team_calls.decode(received[0]))
             self._watch()
-        except (OSError, EOFError, DamagedError, KeyError, TypeError, ValueError) as error:
+        except (OSError, EOFError, *team_calls.MALFORMED) as error:
             self._lost(str(error) or "it closed the connection")
 
     def _ordered(self, head: dict[str, Any], tail: bytes) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _HAND_OUT = 20  # workers in one datagram while forking, and forks between two looks at everything else
 _END_GRACE_S = 0.5  # for a worker whose swarm has ended, before SIGKILL
 _SWEEP_DELAY_S = 0.02  # gathers deaths, since a sweep reads all of /proc
+_ACCEPT_AGAIN_S = 0.1  # after descriptors ran out
 _BURST_S = 0.05  # of the allowed rate may be forked at once
 _WORKER_HUB, _WORKER_ARENA = 0, 1  # a command's own standard input and output replace them
 _OF_THE_UNIT = (b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"WATCHDOG_PID", b"LISTEN_FDS", b"LISTEN_PID")
@@ -120,7 +121,10 @@ class Spawner:
     def _accept(self, _events: int) -> None:
         try:
             descriptor, _ = self._listener._accept()  # type: ignore[attr-defined]  # typeshed lacks it
-        except OSError:  # nobody waits any more, or no descriptor is free for now
+        except BlockingIOError:
+            return
+        except OSError:  # no descriptor is free for now
+            self._loop.pause(self._listener.fileno(), READ, self._accept, _ACCEPT_AGAIN_S)
             return
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
         try:
@@ -313,8 +317,10 @@ class Spawner:
 
     def _adopt(self, raw: bytes, descriptors: Sequence[int]) -> None:
         _, swarm_id, items = control.fields_of(raw, 3)
-        for (agent, process), descriptor in zip(control.items_of(items, 2), descriptors):  # noqa: B905
-            pid = control.number(process)
+        listed = [(agent, control.number(pid)) for agent, pid in control.items_of(items, 2)]
+        for descriptor in descriptors[len(listed) :]:
+            posix.close(descriptor)
+        for (agent, pid), descriptor in zip(listed, descriptors):  # noqa: B905
             key = (swarm_id, agent)
             try:
                 pidfd = -1 if key in self._held else posix.pidfd_open(pid)
