@@ -46,7 +46,15 @@ test: test-unit test-lab ## Every test
 
 .PHONY: test-unit
 test-unit: $(VENV)/.ready ## The fast tests: no lab, under two minutes
+	@pytest -m "not lab and not full" -q
+
+.PHONY: test-full
+test-full: $(VENV)/.ready ## The fast tests and those of many minutes, the whole fault campaign too
 	@pytest -m "not lab" -q
+
+.PHONY: fault-test
+fault-test: $(VENV)/.ready ## The fault campaign alone: COUNT=10000 SEED=1
+	@python -m engine.tests.engine.campaign --count $(or $(COUNT),10000) --seed $(or $(SEED),1)
 
 .PHONY: test-lab
 test-lab: artifact ## The tests on real hosts: the lab itself, and the molecule scenarios

@@ -62,7 +62,7 @@ def holder(folder: Path, slot: int, how: str = "claim") -> Iterator[subprocess.P
         process.kill()
 
 
-def test_an_open_slot_can_be_fenced_once_and_for_all(arena: Arena, tmp_path: Path) -> None:
+def test_an_open_slot_can_be_fenced_once_and_for_all(arena: Arena) -> None:
     assert arena.judge(1, KEY, 0).standing is Standing.UNCLAIMED
     assert arena.fence(1, KEY, 0).standing is Standing.FENCED
     assert arena.fence(1, KEY, 0).standing is arena.judge(1, KEY, 0).standing is Standing.FENCED

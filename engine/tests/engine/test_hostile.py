@@ -1,5 +1,6 @@
 """Garbage, floods, liars and thieves on every socket of the engine; what is planted before it starts."""
 
+import array
 import ast
 import ctypes
 import json
@@ -225,7 +226,7 @@ def test_what_is_no_hub_changes_nothing(shared: Engine, datagrams: list[bytes]) 
             with suppress(BrokenPipeError, ConnectionResetError):
                 # Descriptors that it may not keep: they come along with everything.
                 liar.sendmsg(
-                    [datagram], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, control.array.array("i", [0, 1, 2]))]
+                    [datagram], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
                 )
         serves(shared)
     shared.until(

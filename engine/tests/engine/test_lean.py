@@ -220,10 +220,12 @@ def test_a_channel_queues_what_is_not_read_up_to_its_bound(
     left, right = pair
     before = open_descriptors()
     sent = 0
-    with pytest.raises(BlockingIOError, match="does not read"):
-        while True:
+    while True:
+        try:
             left.send(str(sent).encode(), [0] if sent % 100 == 0 else [])
-            sent += 1
+        except BlockingIOError:
+            break
+        sent += 1
     assert left.pending
     got = 0
     while got < sent:

@@ -147,7 +147,8 @@ def test_a_sweep_that_finds_no_room_is_taken_up_later(tmp_path: Path) -> None:
     log.accept(request("c", payload=b"p" * 300))  # in the next segment, for which there is room once
     room = Room()
     room.left = 800  # for one of the two
-    with mock.patch("cfn.engine.request_log.os.write", room.write), pytest.raises(OSError, match="room|full"):
+    full = pytest.raises(OSError, match=r"room|full")
+    with mock.patch("cfn.engine.request_log.os.write", room.write), full:
         log.sweep(2e10)
     log.complete("a", b"{}")
     log.complete("b", b"{}")

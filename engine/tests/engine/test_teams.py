@@ -155,7 +155,7 @@ class Wire(Channel):
     def __init__(self) -> None:
         self.sent: list[bytes] = []
 
-    def send(self, raw: bytes, descriptors: object = ()) -> None:
+    def send(self, raw: bytes, _descriptors: object = ()) -> None:
         self.sent.append(raw)
 
 

@@ -184,7 +184,7 @@ class Assignment:
             case Standing.RUNNING:
                 if (
                     part.state is AgentState.WAITING
-                ):  # its time runs since it claimed, whoever was its hub then
+                ):  # its time runs since its claim, whoever was its hub
                     self._running(index, now_s, verdict.since_s)
                 if not part.attached:
                     self._looks[index] = now_s + LOOK_S
