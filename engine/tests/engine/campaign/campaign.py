@@ -114,10 +114,11 @@ class Campaign:
         for number in range(1, self._faults.coordinators + 1):
             engine.ask(verb="failover", coordinator=number, how="resume")
         for swarm_id in self._callers.kept:
-            task = self._callers.ask(
-                self._callers.task(notes=False), {"agents": self._callers.kept_agents, "swarm_id": swarm_id}
-            )
-            if task.answer is None or task.answer["states"]["done"] != self._callers.kept_agents:
+            request = {"agents": self._callers.kept_agents, "swarm_id": swarm_id}
+            for _ in range(2):  # the first one shows a worker that is stopped, and has it replaced
+                task = self._callers.ask(self._callers.task(notes=False), request)
+                done = task.answer["states"]["done"] if task.answer else 0
+            if done != self._callers.kept_agents:
                 self.report.problem(f"afterwards {swarm_id} is not whole: {task.answer}")
         for (swarm_id, agent), sent in self._scenarios.sent.items():
             self._scenarios.receive(swarm_id, agent)
