@@ -335,3 +335,21 @@ def test_a_worker_that_comes_to_a_hub_that_handed_its_team_over_lives_on(swarm: 
     time.sleep(1.5)
     assert swarm.pids("s") == pids
     all_done(swarm, running_then(swarm))
+
+
+@pytest.mark.full
+def test_of_a_hundred_stops_below_the_bound_none_is_taken_for_a_death(engine: Engine) -> None:
+    names = coordinator_names(7)
+    engine.configure(CFN_TOPOLOGY="hybrid", CFN_COORDINATORS=7)
+    engine.start_hybrid(7)
+    stops = 0
+    while stops < 100:
+        for name in names:
+            send_signal(engine.processes[name].pid, signal.SIGSTOP)
+        time.sleep(HANG_S * 2 / 3)
+        for name in names:
+            send_signal(engine.processes[name].pid, signal.SIGCONT)
+        stops += len(names)
+        time.sleep(0.6)
+    counters = engine.ask(verb="health")["counters"]
+    assert (counters["hangs"], counters["failovers"]) == (0, 0), f"of {stops} stops"
