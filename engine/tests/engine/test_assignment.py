@@ -142,6 +142,12 @@ def test_a_failed_fork_is_undelivered_with_its_reason() -> None:
     assert assignment.results()[0].reason == "no process"
 
 
+def test_what_another_hub_gave_up_says_so() -> None:
+    assignment = made()
+    assignment.judged(0, verdict(Standing.FENCED), 100.1)
+    assert assignment.results()[0].reason == "it was given up before this hub had it"
+
+
 def test_what_a_socket_did_not_take_is_sent_again_and_a_lost_delivery_never() -> None:
     assignment = made(2, lost_deliveries=frozenset({1}))
     assert assignment.attached(1) == []

@@ -277,7 +277,7 @@ class Assignment:
     def _settle(self, index: int, state: AgentState, now_s: float) -> None:
         part = self._parts[index]
         if state is AgentState.UNDELIVERED:
-            part.reason = part.reason or self._given_up
+            part.reason = part.reason or self._given_up or "it was given up before this hub had it"
         if part.state is AgentState.WAITING:
             self._unclaimed -= 1
         self._move(index, state)

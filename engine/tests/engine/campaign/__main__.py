@@ -7,7 +7,7 @@ seen there one to three processes are killed (SIGKILL) or stopped (SIGSTOP; cont
 the supervisor, as a unit's watchdog does). The state with the fewest faults so far is next. Each agent
 notes its runs in one file, one line for each. At the end, of every task that was accepted:
 
-- each agent is in exactly one of the four final states, and their sum is right;
+- each agent is in exactly one of the four final states, with a reason unless it is done; the sum is right;
 - no agent ran twice, none that is undelivered ran, each that is done ran;
 - no answer came later than deadline + agent timeout + MARGIN_S, not counting the time in which no
   conductor ran: a caller's clock cannot bound how often it is killed, or how slow a busy machine starts it;

@@ -135,6 +135,8 @@ class Callers:
             self._report.problem(f"{task.task_id}: the sum of {answer['states']} is not {asked}")
         if {result["state"] for result in answer["results"]} - set(FINAL_STATES):
             self._report.problem(f"{task.task_id}: a result that is not final")
+        if any(result["state"] != "done" and not result["reason"] for result in answer["results"]):
+            self._report.problem(f"{task.task_id}: a result without a reason")
         if task.took_s > limit_s:
             self._report.problem(f"{task.task_id}: answered after {task.took_s:.1f} s")
         if self._random.random() < 0.3 and self._engine.ask(**value) != answer:
