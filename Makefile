@@ -52,6 +52,10 @@ test-unit: $(VENV)/.ready ## The fast tests: no lab, under two minutes
 test-full: $(VENV)/.ready ## The slow tests: full counts of what make test-unit samples
 	@pytest -m full -q
 
+.PHONY: fault-test
+fault-test: $(VENV)/.ready ## The fault campaign alone: COUNT=10000 SEED=1
+	@python -m engine.tests.engine.campaign --count $(or $(COUNT),10000) --seed $(or $(SEED),1)
+
 .PHONY: test-lab
 test-lab: artifact ## The tests on real hosts: the lab itself, and the molecule scenarios
 	@pytest -m lab -q

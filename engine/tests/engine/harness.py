@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +29,9 @@ class Engine:
         self.environment = {**os.environ, "CFN_ROOT": str(root), "PYTHONPATH": str(SOURCE)}
         self.processes: dict[str, Process] = {}
         self.ran = root / "ran"
+        self.patience_s = 15.0  # of a caller whose conductor is away
+        self.python = sys.executable
+        self.user: int | None = None  # whose the daemons are, if not this process's
 
     def configure(self, **values: object) -> None:
         self.paths.config.parent.mkdir(parents=True, exist_ok=True)
@@ -50,10 +54,13 @@ class Engine:
         """Start one daemon and wait for nothing."""
         with self.logged(name).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-S", "-m", "cfn", *name.split("-")],
+                [self.python, "-S", "-m", "cfn", *name.split("-")],
                 env=self.environment,
                 stdout=log,
                 stderr=log,
+                user=self.user,
+                group=self.user,
+                extra_groups=None if self.user is None else [],
             )
         self.processes[name] = process
         return process
@@ -91,10 +98,10 @@ class Engine:
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """One request, its final answer; a conductor that is away is asked again, as callers do."""
-        limit = time.monotonic() + 15
+        limit = time.monotonic() + self.patience_s
         while True:
             try:
-                with Client(self.paths.conductor_socket, timeout_s=15) as client:
+                with Client(self.paths.conductor_socket, timeout_s=self.patience_s) as client:
                     return client.final(request)
             except Exception:
                 if time.monotonic() > limit:
@@ -181,6 +188,8 @@ class Supervisor:
     def __init__(self, engine: Engine, *, stopped_s: float) -> None:
         self.restarts = 0
         self.killed = 0
+        self._down_s = 0.0
+        self._down_since_s = 0.0  # 0: it is up
         self._engine = engine
         self._stopped_s = stopped_s
         self._seen_stopped: dict[int, float] = {}
@@ -195,9 +204,28 @@ class Supervisor:
         self._end.set()
         self._thread.join()
 
+    @property
+    def down_s(self) -> float:
+        """For how long there was no conductor that runs: dead, stopped, or not yet listening again."""
+        since_s = self._down_since_s
+        return self._down_s + (time.monotonic() - since_s if since_s else 0.0)
+
+    @property
+    def down(self) -> bool:
+        """There is no conductor that runs now."""
+        return self._down_since_s > 0
+
     def _run(self) -> None:
+        conductor = self._engine.processes["conductor"].pid
         while not self._end.wait(0.005):
             now_s = time.monotonic()
+            process = self._engine.processes["conductor"]
+            if process.pid != conductor or process.poll() is not None or state_of(conductor) == "T":
+                conductor = process.pid
+                self._down_since_s = self._down_since_s or now_s
+            elif self._down_since_s and listens(self._engine.paths.conductor_socket):
+                self._down_s += now_s - self._down_since_s
+                self._down_since_s = 0.0
             for name, process in list(self._engine.processes.items()):
                 if process.poll() is not None:
                     self._engine.launch(name)
@@ -208,6 +236,16 @@ class Supervisor:
                     process.kill()
                     process.wait()
                     self.killed += 1
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody accepts connections at a Unix stream socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
 
 
 def coordinator_names(count: int) -> list[str]:

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from cfn.client import Client
+from cfn.engine.assignment import OVERDUE_S
+from cfn.engine.lean.agent_process import GRACE_S
 
 from .conftest import Engine
+from .harness import send_signal
 
 FINAL = ("done", "failed", "undelivered", "unknown")
 
@@ -277,3 +280,20 @@ def test_without_descriptors_a_request_ends_with_a_reason_and_the_next_is_served
     assert all(result["reason"] for result in answer["results"] if result["state"] == "undelivered")
     resource.prlimit(process, resource.RLIMIT_NOFILE, (1024, 4096))
     assert engine.ask(verb="coordinate", task_id="t2", agents=40)["states"]["done"] == 40
+
+
+@pytest.mark.full
+def test_a_stopped_agent_is_ended_in_time_however_often_its_hub_is_restarted(engine: Engine) -> None:
+    engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 1000"), CFN_AGENT_TIMEOUT_TIME=200)
+    engine.start()
+    with engine.begin(task_id="t", agents=2, deadline_ms=1_000):
+        engine.until(lambda: len(engine.runs()) == 2, 5)
+        for pid in engine.leaders():
+            send_signal(pid, signal.SIGSTOP)
+    limit = time.monotonic() + 0.2 + 2 * GRACE_S + OVERDUE_S + 8
+    while engine.ask(verb="result", task_id="t")["state"] == "running":
+        assert time.monotonic() < limit, engine.log()
+        time.sleep(1)
+        engine.kill("conductor")
+        engine.start("conductor")
+    assert accounted(engine, engine.ask(verb="result", task_id="t"), 2)["unknown"] == 2

@@ -10,7 +10,7 @@ looks at the agent's slot in the journal and reports the verdict.
     WAITING, RUNNING -> UNKNOWN        claimed, no end, and the process is dead
 """
 
-from collections import deque
+import heapq
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -80,7 +80,7 @@ class Assignment:
     _open: int = field(init=False)
     _unclaimed: int = field(init=False)
     _looks: dict[int, float] = field(init=False, default_factory=dict)  # when slots are looked at (again)
-    _claims: deque[tuple[float, int]] = field(init=False, default_factory=deque)  # in the order of time
+    _claims: list[tuple[float, int]] = field(init=False, default_factory=list)  # a heap: the oldest first
     _given_up: str = ""  # why what is not claimed is to be fenced
     _deadline_passed: bool = False
 
@@ -182,8 +182,8 @@ class Assignment:
                 part.reason = "its process died before it gave a result"
                 self._settle(index, AgentState.UNKNOWN, now_s)
             case Standing.RUNNING:
-                if part.state is AgentState.WAITING:
-                    self._running(index, now_s)
+                if part.state is AgentState.WAITING:  # its time runs since its claim, whoever was its hub
+                    self._running(index, now_s, verdict.since_s)
                 if not part.attached:
                     self._looks[index] = now_s + LOOK_S
             case Standing.LOCKED:
@@ -221,7 +221,7 @@ class Assignment:
             else:
                 orders.append(Order(Do.LOOK, index))
         while self._claims and now_s >= self.overdue_s(self._claims[0][0]):
-            _, index = self._claims.popleft()
+            _, index = heapq.heappop(self._claims)
             part = self._parts[index]
             if part.state is AgentState.RUNNING and not part.killed:
                 part.killed = True
@@ -236,7 +236,7 @@ class Assignment:
         times = [] if self._given_up or not self._unclaimed else [self.deadline_at_s]
         times += self._looks.values()
         while self._claims and self._parts[self._claims[0][1]].state is not AgentState.RUNNING:
-            self._claims.popleft()
+            heapq.heappop(self._claims)
         if self._claims:
             times.append(self.overdue_s(self._claims[0][0]))
         return min(times, default=None)
@@ -259,9 +259,9 @@ class Assignment:
         part.incarnations += 1
         return [Order(Do.SPAWN, index)]
 
-    def _running(self, index: int, now_s: float) -> None:
+    def _running(self, index: int, now_s: float, since_s: float = 0.0) -> None:
         self._move(index, AgentState.RUNNING)
-        self._claims.append((now_s, index))
+        heapq.heappush(self._claims, (since_s or now_s, index))
         self.last_ack_s = now_s
         self._unclaimed -= 1
 
@@ -275,7 +275,7 @@ class Assignment:
     def _settle(self, index: int, state: AgentState, now_s: float) -> None:
         part = self._parts[index]
         if state is AgentState.UNDELIVERED:
-            part.reason = part.reason or self._given_up
+            part.reason = part.reason or self._given_up or "it was given up before this hub had it"
         if part.state is AgentState.WAITING:
             self._unclaimed -= 1
         self._move(index, state)

@@ -65,11 +65,13 @@ class Standing(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """A slot's standing, with the end if there is one and the process that holds the lock, or 0."""
+    """A slot's standing, with the end if there is one, the process that holds the lock, or 0, and when
+    it claimed (monotonic seconds, 0: not known)."""
 
     standing: Standing
     ended: Ended | None = None
     pid: int = 0
+    since_s: float = 0.0
 
 
 class Arena:
@@ -118,7 +120,8 @@ class Arena:
                 return Verdict(standing=Standing.ENDED, ended=self._ended(record, index))
         holder = self._holder(slot)
         if holder:
-            return Verdict(standing=Standing.RUNNING, pid=holder)
+            since_s = record.at_ns / 1e9 if record is not None and record.key == key else 0.0
+            return Verdict(standing=Standing.RUNNING, pid=holder, since_s=since_s)
         # Claimed, and its lock is free: an end was written before the lock went, or never will be.
         record = records.decode(os.pread(self._descriptor, RECORD_BYTES, slot * RECORD_BYTES))
         if record is not None and record.key == key and record.kind == records.ENDED:

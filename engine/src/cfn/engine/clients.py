@@ -14,6 +14,7 @@ from cfn.errors import EXIT_FAILED, CfnError, RefusedError, UsageError
 
 MAX_LINE_BYTES = 1 << 20
 MAX_CLIENTS = 512
+ACCEPT_AGAIN_S = 0.1  # after descriptors ran out
 MAX_UNSENT_BYTES = 64 << 20  # answers that one client does not read
 
 _PEER = struct.Struct("3i")
@@ -195,6 +196,7 @@ class Clients:
             return
         except OSError as error:  # no descriptor left: those who wait are served when one is free
             log("connection not accepted", reason=str(error))
+            self._loop.pause(self._listener.fileno(), READ, self._accept, ACCEPT_AGAIN_S)
             return
         if not _allowed(connection) or len(self._clients) >= MAX_CLIENTS:
             with suppress(OSError):

@@ -62,10 +62,9 @@ class Conductor:
             self._loop, self._link, arenas, outputs=str(outputs), bus=str(paths.bus_socket(LOCAL_HUB))
         )
         directory = SwarmDirectory()
-        self._mesh = Mesh(self._loop, LOCAL_HUB, self._generation, paths.mesh_socket, self._other_hubs)
         self.messages = Messages(
             self._loop,
-            self._mesh,
+            Mesh(self._loop, LOCAL_HUB, self._generation, paths.mesh_socket, self._other_hubs),
             bus=paths.bus_socket(LOCAL_HUB),
             folder=paths.shm / "inboxes",
             bounds=lambda: message_bounds(self.config),
@@ -80,7 +79,15 @@ class Conductor:
             lambda: self.config,
             self._generation,
         )
-        self.swarms = Swarms(paths.shm, self._loop, self.fleet, self._hub, self._generation, self._team_moved)
+        self.swarms = Swarms(
+            paths.shm,
+            self._loop,
+            self.fleet,
+            self._hub,
+            self._generation,
+            self._team_moved,
+            self._release_workers,
+        )
         self.coordinations = Coordinations(
             paths, self._loop, lambda: self.config, fault, self._generation, self.fleet, self.swarms, arenas
         )
@@ -187,7 +194,7 @@ class Conductor:
         """A coordinator is gone: its teams go to others, and so does what ran on them."""
         self.swarms.host_lost()
         moved = self.coordinations.host_lost(number)
-        self._link.retain(self.swarms_in_use())
+        self._release_workers()
         return moved
 
     def host_joined(self) -> None:
@@ -196,7 +203,11 @@ class Conductor:
 
     def swarms_in_use(self) -> list[str]:
         """Every swarm that a request or `init` still needs."""
-        return [swarm.swarm_id for swarm in self.swarms.all] + self.coordinations.swarms
+        return self.swarms.ids + self.coordinations.swarms
+
+    def _release_workers(self) -> None:
+        """Have the spawner let go of what no swarm needs: a hub that died cannot have said so."""
+        self._link.retain(self.swarms_in_use())
 
     def _team_moved(self, swarm_id: str, team: str) -> None:
         self.coordinations.moved(swarm_id, team)
@@ -272,7 +283,6 @@ class Conductor:
         self._clients.close()
         self.fleet.close()
         self.messages.close()
-        self._mesh.close()
         self._paths.conductor_socket.unlink(missing_ok=True)
         agents = self.coordinations.counters.agents
         log(

@@ -343,15 +343,15 @@ class Coordinations:
 
         host = self._fleet.host_of(open_.swarm_id, plan.team, plan.shard)
         given_up = open_.given_up
-        if host is None and time.monotonic() < request.deadline_at_s:
-            # Its coordinator is down, and nobody else may have it; or it is on its way to another.
-            team.host = NO_HOST
-            self._loop.at(time.monotonic() + _RETRY_S, again)
-            return
-        if host is None:  # nobody came in time: the conductor's own hub finds out what was started
-            host = self._fleet.local
-            given_up = open_.given_up or f"no acknowledgement within {request.deadline_ms} ms"
-            open_.given_up = given_up
+        stand_in = host is None
+        if host is None:  # its coordinator is down, and nobody else may have it
+            if not given_up and time.monotonic() >= request.deadline_at_s:
+                given_up = f"no acknowledgement within {request.deadline_ms} ms"
+            if not given_up or self._fleet.gathering:
+                team.host = NO_HOST
+                self._loop.at(time.monotonic() + _RETRY_S, again)
+                return
+            host = self._fleet.local  # needs no worker's socket to fence, and to see what had started
         team.host = host.number
         config = self._config()
         agents = plan.agents
@@ -377,10 +377,14 @@ class Coordinations:
         )
 
         def begun(at_s: float) -> None:
-            if team.epoch == epoch and not team.begun_s and not given_up:
+            if team.epoch == epoch and not team.begun_s and not stand_in:
                 team.begun_s = at_s
 
         def done(outcome: TeamOutcome) -> None:
+            if stand_in and outcome.started:
+                team.begun_s = team.begun_s or outcome.last_ack_s  # some coordinator had taken it
+            if order.kept and stand_in:  # the team itself is not here
+                self._fleet.local.hand_over(open_.swarm_id, plan.team, lambda: None)
             if team.epoch == epoch and team.final is None:
                 self._team_done(open_, team, outcome)
 
@@ -389,8 +393,8 @@ class Coordinations:
             self._loop.at(time.monotonic() + _RETRY_S, again)
 
         host.begin(order, request.payload, begun=begun, done=done, failed=failed)
-        if open_.given_up and team.final is None:
-            host.give_up(epoch, open_.given_up, lambda _outcome: self._certain(open_, team, epoch))
+        if given_up and team.final is None:
+            host.give_up(epoch, given_up, lambda _outcome: self._certain(open_, team, epoch))
 
     def host_lost(self, number: int) -> int:
         """A host is gone: its parts of running requests go to others; how many. Their agents live on."""

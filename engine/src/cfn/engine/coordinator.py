@@ -28,7 +28,6 @@ from cfn.engine.messages.office import Messages
 from cfn.engine.notify import Watchdog, notify
 from cfn.engine.spawner_link import SpawnerLink
 from cfn.engine.teams import TeamOrder, TeamOutcome
-from cfn.errors import DamagedError
 from cfn.paths import Paths
 from cfn.release import version
 
@@ -59,10 +58,9 @@ class Coordinator:
         self._directory = SwarmDirectory()
         self._bounds = MessageBounds()
         self._others: list[int] = []
-        self._mesh = Mesh(self._loop, number, time.monotonic_ns(), paths.mesh_socket, lambda: self._others)
         self._messages = Messages(
             self._loop,
-            self._mesh,
+            Mesh(self._loop, number, time.monotonic_ns(), paths.mesh_socket, lambda: self._others),
             bus=paths.bus_socket(number),
             folder=paths.shm / "inboxes",
             bounds=lambda: self._bounds,
@@ -101,7 +99,6 @@ class Coordinator:
             self._watchdog.feed()
         notify("STOPPING=1")
         self._messages.close()
-        self._mesh.close()
         log("coordinator stopped", coordinator=self._number, teams=len(self._hub.teams))
 
     def _woken(self, _events: int) -> None:
@@ -138,7 +135,7 @@ class Coordinator:
                     os.close(descriptor)
                 self._ordered(*team_calls.decode(received[0]))
             self._watch()
-        except (OSError, EOFError, DamagedError, KeyError, TypeError, ValueError) as error:
+        except (OSError, EOFError, *team_calls.MALFORMED) as error:
             self._lost(str(error) or "it closed the connection")
 
     def _ordered(self, head: dict[str, Any], tail: bytes) -> None:

@@ -3,9 +3,12 @@
 Messages find their way by it (messages/lanes.py). A swarm whose agents cannot send any has no entry.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+_NUMBER = re.compile("[1-9][0-9]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,7 @@ class SwarmDirectory:
     def team_of(self, swarm_id: str, agent: str) -> str | None:
         """An agent's team; None: the swarm has no such agent, or has ended."""
         prefix, _, digits = agent.partition("-")
-        number = int(digits) if prefix == "agent" and digits.isdigit() and digits[0] != "0" else 0
+        number = int(digits) if prefix == "agent" and _NUMBER.fullmatch(digits) else 0
         for place in self.places(swarm_id):
             if place.has(agent, number):
                 return place.team

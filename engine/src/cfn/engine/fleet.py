@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from cfn.config import Config
 from cfn.engine import placement, team_calls
+from cfn.engine.clients import ACCEPT_AGAIN_S
 from cfn.engine.directory import SwarmDirectory, TeamPlace
 from cfn.engine.guard import serve_at
 from cfn.engine.hosts import Host, LocalHost
@@ -88,8 +89,8 @@ class Fleet:
         self._owner: Owner | None = None
         self.failovers = 0
         self.hangs = 0
-        self._socket = paths.coordinators_socket
-        self._listener = serve_at(self._socket, socket.SOCK_SEQPACKET)
+        self._path = paths.coordinators_socket
+        self._listener = serve_at(self._path, socket.SOCK_SEQPACKET)
         loop.add(self._listener.fileno(), READ, self._accept)
 
     def use(self, owner: Owner) -> None:
@@ -104,6 +105,11 @@ class Fleet:
         """The coordinators that may be given teams."""
         return sorted(number for number in self._hosts if number not in self._draining)
 
+    @property
+    def gathering(self) -> bool:
+        """The conductor has just started, and coordinators that live may not have come yet."""
+        return time.monotonic() < self._gathered_s
+
     def host(self, number: int) -> Host | None:
         """A host that is there."""
         return self.local if number == LOCAL_HUB else self._hosts.get(number)
@@ -114,8 +120,7 @@ class Fleet:
         if config.topology == "flat":
             return 0
         healthy = len([number for number in self.healthy if number <= config.coordinators])
-        gathering = time.monotonic() < self._gathered_s
-        return placement.coordinators_for(agents, config.coordinators if gathering else healthy or 1)
+        return placement.coordinators_for(agents, config.coordinators if self.gathering else healthy or 1)
 
     def host_at(self, swarm_id: str, team: str) -> Host | None:
         """Who has a team now."""
@@ -172,7 +177,7 @@ class Fleet:
         healthy = self.healthy
         if shard in healthy:
             return shard
-        if time.monotonic() < self._gathered_s and len(self._hosts) < config.coordinators:
+        if self.gathering and len(self._hosts) < config.coordinators:
             return None
         if not config.coordinator_failover and shard not in self._given_over | self._draining:
             return None
@@ -185,7 +190,11 @@ class Fleet:
     def _accept(self, _events: int) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError as error:  # no descriptor left: they are served when one is free
+            log("coordinator not accepted", reason=str(error))
+            self._loop.pause(self._listener.fileno(), READ, self._accept, ACCEPT_AGAIN_S)
             return
         channel = Channel(connection)
         descriptor = connection.fileno()
@@ -205,7 +214,7 @@ class Fleet:
             if not 1 <= number <= 32 or number in self._hosts:
                 raise DamagedError(f"coordinator {number} is there already, or is none")
             host = RemoteHost(number, pid, channel, self._loop, self._gone)
-        except (OSError, EOFError, DamagedError, KeyError, TypeError, ValueError) as error:
+        except (OSError, EOFError, *team_calls.MALFORMED) as error:
             log("coordinator refused", reason=str(error))
             self._loop.remove(descriptor)
             channel.close()
@@ -362,6 +371,6 @@ class Fleet:
         with suppress(OSError):
             self._loop.remove(self._listener.fileno())
             self._listener.close()
-            self._socket.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
         for host in list(self._hosts.values()):
             host.close("the conductor stops")

@@ -39,6 +39,7 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
+        self._paused: set[int] = set()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._sweep_at = 64  # timers, cancelled ones too
@@ -54,8 +55,21 @@ class Loop:
 
     def remove(self, descriptor: int) -> None:
         """Forget a descriptor; call it before closing it. Nothing happens for an unknown one."""
+        self._paused.discard(descriptor)
         if self._handlers.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
+
+    def pause(self, descriptor: int, events: int, handler: Handler, pause_s: float) -> None:
+        """Do not wait on a descriptor for a while: what is ready there cannot be handled now."""
+        self.remove(descriptor)
+        self._paused.add(descriptor)
+
+        def go_on() -> None:
+            if descriptor in self._paused:
+                self._paused.discard(descriptor)
+                self.add(descriptor, events, handler)
+
+        self.at(time.monotonic() + pause_s, go_on)
 
     def at(self, when_s: float, action: Callable[[], None]) -> Timer:
         """Call `action` once, at a time of the monotonic clock (seconds) or soon after."""

@@ -13,7 +13,6 @@ from cfn.engine.lean.control import Channel
 from cfn.engine.log import log
 from cfn.engine.loop import READ, WRITE, Loop
 from cfn.engine.teams import TeamOrder, TeamOutcome
-from cfn.errors import DamagedError
 
 Answered = Callable[[dict[str, Any], bytes], bool]  # True: that was the last answer
 
@@ -157,7 +156,7 @@ class RemoteHost:
                     os.close(descriptor)
                 self._heard(received[0])
             self._watch()
-        except (OSError, EOFError, DamagedError, KeyError, TypeError, ValueError) as error:
+        except (OSError, EOFError, *team_calls.MALFORMED) as error:
             self.close(str(error) or "it closed the connection")
 
     def kill(self) -> None:
@@ -179,7 +178,13 @@ class RemoteHost:
         head, tail = team_calls.decode(raw)
         self.heard_s = time.monotonic()
         if "beat" in head:
-            self.beat = head["beat"]
+            beat = head["beat"]
+            self.beat = {
+                "agents": int(beat["agents"]),
+                "queue_depth": int(beat["queue_depth"]),
+                "spawner": str(beat["spawner"]),
+                "messages": dict(beat["messages"]),
+            }
             return
         whole = self._parts.add(head, tail)
         answered = self._asked.get(head["ask"])

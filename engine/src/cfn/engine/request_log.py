@@ -109,7 +109,10 @@ class RequestLog:
         self._descriptor = -1
         for path in sorted(folder.glob("*.log")):
             self._load(path)
-        self._open_segment(self._segments[-1] if self._segments else self._new())
+        if self._segments:
+            self._descriptor = _opened(self._segments[-1].path)
+        else:
+            self._begin_segment()
 
     def accept(self, request: Request) -> None:
         """Journal a request. From the return of this call on it will end, whoever dies.
@@ -160,10 +163,10 @@ class RequestLog:
         """Remove segments whose records are all older than this (seconds since 1970), and the oldest
         while there are too many bytes; how many went. Raises OSError without room."""
         removed = 0
-        newest = self._segments[-1]
-        if newest.complete and newest.newest_s < oldest_s:
-            self._open_segment(self._new())
-        while len(self._segments) > 1 and (
+        if self._segments[-1].complete and self._segments[-1].newest_s < oldest_s:
+            self._begin_segment()
+        newest = self._segments[-1].number  # what is open goes behind it, and is not swept in turn
+        while self._segments[0].number < newest and (
             self._segments[0].newest_s < oldest_s or self.stored_bytes > self._max_bytes
         ):
             self._remove(self._segments[0])
@@ -176,25 +179,22 @@ class RequestLog:
 
     # Segments
 
-    def _new(self) -> _Segment:
+    def _begin_segment(self) -> _Segment:
+        """A new newest segment. Raises OSError; the one before goes on being the newest then."""
         number = self._segments[-1].number + 1 if self._segments else 1
         segment = _Segment(number, self._folder / f"{number:012d}.log", newest_s=time.time())
-        self._segments.append(segment)
-        return segment
-
-    def _open_segment(self, segment: _Segment) -> None:
+        descriptor = _opened(segment.path)
         if self._descriptor >= 0:
             os.close(self._descriptor)
-        self._descriptor = os.open(
-            segment.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640
-        )
+        self._descriptor = descriptor
+        self._segments.append(segment)
+        return segment
 
     def _append(self, kind: int, head: bytes, body: bytes) -> int:
         """The offset of the body in the newest segment."""
         segment = self._segments[-1]
         if segment.size >= self._segment_bytes:
-            segment = self._new()
-            self._open_segment(segment)
+            segment = self._begin_segment()
         checksum = zlib.crc32(body, zlib.crc32(head))
         raw = _HEADER.pack(_MAGIC, kind, len(head), len(body), checksum) + head + body
         try:
@@ -221,6 +221,7 @@ class RequestLog:
         for task_id in list(segment.open):
             request = self._accepted[task_id][1]
             self.accept(request)  # into the newest segment
+            segment.open.discard(task_id)
         for task_id in segment.complete:
             if self._outcomes[task_id][0] is segment:
                 del self._outcomes[task_id]
@@ -250,6 +251,11 @@ class RequestLog:
         if segment.size != len(raw):
             log("torn record cut off", segment=path.name, bytes=len(raw) - segment.size)
             os.truncate(path, segment.size)
+
+
+def _opened(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, 0o640)
 
 
 def _records(raw: bytes) -> Iterator[tuple[int, dict[str, Any], int, int]]:

@@ -243,21 +243,17 @@ class SpawnerLink:
     def _workers(self, raw: bytes, descriptors: Sequence[int]) -> None:
         _, swarm_id, items = control.fields_of(raw, 3)
         listed = control.items_of(items, 3)
-        known = True
         for (agent, pid, forked), descriptor in zip(listed, descriptors, strict=False):
             self._wanted.pop((swarm_id, agent), None)
             born_with = self._born.pop((swarm_id, agent), 0) if forked == "1" else 0
             worker = WorkerSocket(self._loop, self.hub, swarm_id, agent, int(pid), descriptor)
             worker.watch()
             if not self.hub.attach(swarm_id, agent, worker, born_with):
-                worker.close()
-                known = known and self.hub.knows(swarm_id, agent)
+                worker.close()  # it is here already, or this hub let go of its team: another may have it
         missed = [agent for agent, _, _ in listed[len(descriptors) :]]
         if missed:  # this process may open no more files: the kernel dropped the rest
             log("workers' sockets missed", swarm_id=swarm_id, agents=len(missed))
             self._loop.at(time.monotonic() + _MISSED_S, lambda: self.fetch(swarm_id, missed))
-        if not known:
-            self.end(swarm_id, [agent for agent, _, _ in listed if not self.hub.knows(swarm_id, agent)])
 
     def _welcomed(self, pid: int) -> None:
         log("spawner connected", spawner_pid=pid)
@@ -265,6 +261,8 @@ class SpawnerLink:
         self.pid = pid
         orders: dict[tuple[str, int], list[tuple[str, int]]] = {}
         for (swarm_id, agent), (shard, replaced) in self._wanted.items():
+            if not self.hub.knows(swarm_id, agent):
+                continue  # this hub let go of its team meanwhile
             orders.setdefault((swarm_id, shard), []).append((agent, replaced))
         for (swarm_id, shard), wanted in orders.items():
             self.spawn(swarm_id, shard, [agent for agent, _ in wanted], [pid for _, pid in wanted], None)

@@ -7,7 +7,7 @@ are found by the hosts of its teams.
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -36,12 +36,14 @@ Ended = Callable[[int, int], None]
 
 @dataclass(slots=True, kw_only=True)
 class KeptSwarm:
-    """A swarm that outlives its requests. `hybrid`: the teams' coordinators are agents too."""
+    """A swarm that outlives its requests. `hybrid`: the teams' coordinators are agents too. `closing`:
+    whom to tell that a team has closed, by its name, while the swarm is ending."""
 
     swarm_id: str
     teams: tuple[TeamPlan, ...]
     hybrid: bool
     ending: bool = False
+    closing: dict[str, Callable[[int], None]] = field(default_factory=dict)
 
     @property
     def agents(self) -> int:
@@ -51,7 +53,7 @@ class KeptSwarm:
 
 class Swarms:
     """All kept swarms; the newest is the current one, which is meant when none is named. `moved` is
-    called when a team has gone to another host."""
+    called when a team has gone to another host, `ended` when a swarm is gone."""
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class Swarms:
         hub: Hub,
         generation: int,
         moved: Callable[[str, str], None],
+        ended: Callable[[], None],
     ) -> None:
         self._folder = folder / "swarms"
         self._loop = loop
@@ -68,6 +71,7 @@ class Swarms:
         self._hub = hub
         self._generation = generation
         self._moved = moved
+        self._ended = ended
         self._made = 0
         self._guests: dict[Client, ExternalAgent] = {}
         self._swarms: dict[str, KeptSwarm] = {}
@@ -80,6 +84,11 @@ class Swarms:
     def all(self) -> list[KeptSwarm]:
         """The kept swarms that are not ending, oldest first."""
         return [swarm for swarm in self._swarms.values() if not swarm.ending]
+
+    @property
+    def ids(self) -> list[str]:
+        """The names of all kept swarms, ending ones too."""
+        return list(self._swarms)
 
     def has(self, swarm_id: str) -> bool:
         """Whether there is a kept swarm of this name, ending or not."""
@@ -156,6 +165,8 @@ class Swarms:
             for team in swarm.teams:
                 if self._fleet.placed(swarm.swarm_id, team.team) is None:
                     self._open(swarm, team, _nobody)
+        for swarm in [swarm for swarm in self._swarms.values() if swarm.ending]:
+            self._close_lost(swarm)
 
     def balance(self) -> None:
         """Bring teams to where they belong: home if that coordinator takes teams, elsewhere if not."""
@@ -220,13 +231,16 @@ class Swarms:
         label = _label(kind, body)
 
         def gathered(heard: dict[str, tuple[int, int]]) -> None:
-            sent, delivered = (
-                (sum(counts) for counts in zip(*heard.values(), strict=True)) if heard else (0, 0)
-            )
-            expected = sum(team.size for team in swarm.teams if team.team not in heard)
-            coordinators = swarm.hybrid * len(swarm.teams)
-            reached = swarm.hybrid * sum(team.team in heard for team in swarm.teams)
-            done(sent + expected + coordinators, delivered + reached)
+            sent = delivered = 0
+            sizes = {team.team: team.size for team in swarm.teams}
+            for name in names:
+                asked, acknowledged = heard.get(name, (0, 0))
+                sent += max(asked, sizes.get(name, 0))  # a hub that has just lost the team knows of nobody
+                delivered += acknowledged
+                if swarm.hybrid and name in sizes:
+                    sent += 1
+                    delivered += name in heard and asked >= sizes[name]
+            done(sent, delivered)
 
         gather = _Gather(self._loop, names, READY_S, gathered)
         for name in names:
@@ -316,13 +330,21 @@ class Swarms:
                 for name in names:
                     self._fleet.forget(swarm.swarm_id, name)
                 self._fleet.announce(swarm.swarm_id, ())
+                self._ended()
             ended(swarm.agents, sum(undrained.values()))
 
         gather = _Gather(self._loop, names, STOP_S + _SPARE_S, gathered)
         for name in names:
             host = self._fleet.host_at(swarm.swarm_id, name)
+            swarm.closing[name] = gather.heard(name)
             if host is not None:
-                host.close_team(swarm.swarm_id, name, gather.heard(name))
+                host.close_team(swarm.swarm_id, name, swarm.closing[name])
+        self._close_lost(swarm)
+
+    def _close_lost(self, swarm: KeptSwarm) -> None:
+        """Nobody has these teams of an ending swarm: their workers go when the swarm does."""
+        for name in [name for name in swarm.closing if self._fleet.host_at(swarm.swarm_id, name) is None]:
+            swarm.closing.pop(name)(0)
 
 
 class _Gather(Generic[T]):

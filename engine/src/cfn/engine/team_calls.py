@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from cfn.engine.lean.control import Channel
-from cfn.errors import DamagedError
+from cfn.errors import CfnError, DamagedError
 
 MAX_TAIL_BYTES = 150_000
 MAX_HEAD_BYTES = 195_000
+
+# What handling a call raises whose fields are not what they should be.
+MALFORMED = (CfnError, AttributeError, KeyError, OverflowError, TypeError, ValueError, struct.error)
 
 _PREFIX = struct.Struct("<I")
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cfn.coordination import AgentResult, Tally, as_result
+from cfn.coordination import AgentResult, AgentState, Tally, as_result
 
 LOCAL_HUB = 0  # the conductor's own
 NO_HOST = -1
@@ -70,6 +70,11 @@ class TeamOutcome:
     unclaimed: int
     long_outputs: bool
     results: bytes
+
+    @property
+    def started(self) -> bool:
+        """Whether any agent was started, as far as is known."""
+        return self.tally.agents > self.tally[AgentState.UNDELIVERED] + self.tally[AgentState.WAITING]
 
     def head(self) -> dict[str, Any]:
         """All but `results`, for the socket to the conductor."""

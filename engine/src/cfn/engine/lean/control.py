@@ -39,6 +39,7 @@ BATCH = 100  # agents named in one datagram: below 200 characters each, with a p
 MAX_QUEUED = 4_096  # datagrams
 MAX_BYTES = 200_000
 
+_DIGITS = 18
 _PEER = struct.Struct("3i")
 
 
@@ -75,11 +76,10 @@ def items_of(field: str, parts: int) -> list[list[str]]:
 
 
 def number(text: str) -> int:
-    """A whole number. Raises DamagedError."""
-    try:
-        return int(text)
-    except ValueError:
-        raise DamagedError(f"not a number: {text[:20]!r}") from None
+    """A whole number that fits any field: below 2^63. Raises DamagedError."""
+    if not text.isdecimal() or len(text) > _DIGITS:
+        raise DamagedError(f"not a number: {text[:20]!r}")
+    return int(text)
 
 
 def own_peer(connection: _socket.socket) -> int:

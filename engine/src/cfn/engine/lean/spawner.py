@@ -32,6 +32,7 @@ _HAND_OUT = 20  # workers in one datagram while forking, and forks between two l
 _END_GRACE_S = 0.5  # for a worker whose swarm has ended, before SIGKILL
 _SWEEP_DELAY_S = 0.02  # gathers deaths, since a sweep reads all of /proc
 _REHEARSALS = 40
+_ACCEPT_AGAIN_S = 0.1  # after descriptors ran out
 _BURST_S = 0.05  # of the allowed rate may be forked at once
 _WORKER_HUB, _WORKER_ARENA = 0, 1  # a command's own standard input and output replace them
 # Names of their own, since a child touches, and so copies, a module's pages otherwise.
@@ -184,7 +185,7 @@ class Spawner:
             self._loop.turn(min(watchdog.longest_wait_s, pause_s))
             watchdog.feed()
         notify("STOPPING=1")
-        posix.unlink(self._listener.getsockname())
+        posix.unlink(self._listener.getsockname())  # the lock is still held: it is this process's
         log("spawner stopped", workers=len(self._held))
 
     def _terminated(self, *_: object) -> None:
@@ -195,7 +196,10 @@ class Spawner:
     def _accept(self, _events: int) -> None:
         try:
             descriptor, _ = self._listener._accept()  # type: ignore[attr-defined]  # typeshed lacks it
-        except OSError:  # nobody waits any more, or no descriptor is free for now
+        except BlockingIOError:
+            return
+        except OSError:  # no descriptor is free for now
+            self._loop.pause(self._listener.fileno(), READ, self._accept, _ACCEPT_AGAIN_S)
             return
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
         try:
@@ -401,8 +405,10 @@ class Spawner:
 
     def _adopt(self, raw: bytes, descriptors: Sequence[int]) -> None:
         _, swarm_id, items = control.fields_of(raw, 3)
-        for (agent, process), descriptor in zip(control.items_of(items, 2), descriptors):  # noqa: B905
-            pid = control.number(process)
+        listed = [(agent, control.number(pid)) for agent, pid in control.items_of(items, 2)]
+        for descriptor in descriptors[len(listed) :]:
+            posix.close(descriptor)
+        for (agent, pid), descriptor in zip(listed, descriptors):  # noqa: B905
             key = (swarm_id, agent)
             try:
                 pidfd = -1 if key in self._held else posix.pidfd_open(pid)

@@ -107,7 +107,9 @@ class Worker:
             except DamagedError:
                 return
         elif kind == wire.MESSAGE:
-            self._say(wire.answer(wire.RECEIVED, 0, wire.message_number(raw)))
+            number = wire.message_number(raw)
+            if number >= 0:
+                self._say(wire.answer(wire.RECEIVED, 0, number))
         elif kind == wire.STOP:
             self._stopping = True
             if self._process is not None:

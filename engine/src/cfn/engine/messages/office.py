@@ -56,6 +56,7 @@ class Messages:
     def close(self) -> None:
         """End all connections and let go of all teams; what is stored stays."""
         self._listener.close()
+        self._links.close()
         for connection in list(self._connections):
             connection.close()
         for swarm_id, team in self.teams:

@@ -1,0 +1,1 @@
+"""The fault campaign (__main__.py)."""
