@@ -13,10 +13,11 @@ if [[ $CFN_AGENT_ID != agent-1 ]]; then
 fi
 heard=0 sum=0
 while ((heard < agents - 1)); do
+  messages=$(bus recv agent-1)
   while read -r _ _ type payload; do
     [[ $type == processes ]] || continue
     sum=$((sum + $(base64 -d <<<"$payload"))) heard=$((heard + 1))
-  done < <(bus recv agent-1)
+  done <<<"$messages"
   sleep 0.1
 done
 echo "$heard agents, $sum processes"

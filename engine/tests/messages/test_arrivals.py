@@ -1,6 +1,7 @@
 """A message that comes by a lane: decided once, never before the one that its sender sent before it."""
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -95,3 +96,51 @@ def test_a_team_that_is_elsewhere(tmp_path: Path) -> None:
 def test_an_agent_that_left(tmp_path: Path) -> None:
     arrivals, _ = hub(tmp_path)
     assert arrivals.arrive("s", "t", message(b"x", b"gone", 1, 1), 0) == (datagram.NO_AGENT, 0)
+
+
+def to_all(number: int, sender: bytes = b"x") -> bytes:
+    return datagram.pack(datagram.BROADCAST, number, incarnation=1, sender=sender, type_=b"n", payload=b"p")
+
+
+def test_to_all_but_the_sender(tmp_path: Path) -> None:
+    arrivals, team = hub(tmp_path)
+    assert arrivals.arrive("s", "t", to_all(1, b"a"), 0) == (0, 0)
+    assert team.inboxes.keys() == {b"b"}
+    (raw,) = team.inboxes[b"b"].waiting
+    header = datagram.Header(raw)
+    assert (header.sender, header.receiver, header.type, raw[header.end :]) == (b"a", b"b", b"n", b"p")
+
+
+def test_to_all_with_room(tmp_path: Path) -> None:
+    arrivals, team = hub(tmp_path, max_inbox_messages=1)
+    assert arrivals.arrive("s", "t", message(b"x", b"a", 1, 1), 0) == (0, 0)
+    assert arrivals.arrive("s", "t", to_all(2), 0) == (datagram.FULL, 1)
+    assert [len(team.inboxes[agent].waiting) for agent in (b"a", b"b")] == [1, 1]
+
+
+def test_no_room_in_tmpfs(tmp_path: Path) -> None:
+    arrivals, team = hub(tmp_path)
+    with mock.patch.object(Journal, "append", side_effect=OSError("full")):
+        assert arrivals.arrive("s", "t", message(b"x", b"a", 1, 1), 0) == (datagram.NO_ROOM, 0)
+        assert arrivals.arrive("s", "t", to_all(2), 0) == (datagram.NO_ROOM, 2)
+    assert team.queued == 0
+    assert arrivals.arrive("s", "t", to_all(3), 0) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reason"),
+    [
+        ({"max_queued_messages": 1}, datagram.QUEUED_MESSAGES),
+        ({"max_queued_bytes": 60}, datagram.QUEUED_BYTES),
+    ],
+)
+def test_bounds_of_all_inboxes(tmp_path: Path, bounds: dict[str, int], reason: int) -> None:
+    arrivals, _ = hub(tmp_path, **bounds)
+    assert arrivals.arrive("s", "t", message(b"x", b"a", 1, 1), 0) == (0, 0)
+    assert arrivals.arrive("s", "t", message(b"x", b"b", 2, 1), 0) == (reason, 0)
+
+
+def test_an_earlier_process_of_the_sender(tmp_path: Path) -> None:
+    arrivals, _ = hub(tmp_path)
+    assert arrivals.arrive("s", "t", message(b"x", b"a", 900, 800), 0) == (0, 0)
+    assert arrivals.arrive("s", "t", message(b"x", b"a", 30, 20), 0) == (datagram.EARLIER, 0)

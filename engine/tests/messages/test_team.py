@@ -1,5 +1,6 @@
 """The pure part: inboxes over a journal, under every order of events that Hypothesis thinks of."""
 
+import fcntl
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -45,8 +46,10 @@ class Teams(RuleBasedStateMachine):
         super().__init__()
         self.folder = TemporaryDirectory(prefix="cfn", dir="/dev/shm")
         self.path = Path(self.folder.name, "s", "t")
-        self.threshold = team._COMPACT_BYTES
-        team._COMPACT_BYTES = 2_000  # so that compaction happens all the time
+        self.thresholds = mock.patch.multiple(
+            team, _COMPACT_BYTES=300, _COMPACT_RATIO=1, REMEMBERED_REFUSALS=3
+        )
+        self.thresholds.start()  # so that compaction happens all the time
         self.accepted: dict[bytes, list[bytes]] = defaultdict(list)  # of each inbox, all it ever took
         self.decisions: dict[tuple[bytes, int], int] = {}
         self.number = dict.fromkeys(AGENTS, 100)
@@ -182,7 +185,7 @@ class Teams(RuleBasedStateMachine):
     @invariant()
     def the_journal_is_bounded(self) -> None:
         if hasattr(self, "team"):
-            assert self.journal.size <= max(2_000, 4 * self.team.queued_bytes) + team._COMPACT_BYTES + 2_000
+            assert self.journal.size <= max(300, self.team.queued_bytes) + 3_000
 
     @contextmanager
     def without_room(self) -> Iterator[None]:
@@ -191,7 +194,7 @@ class Teams(RuleBasedStateMachine):
             yield
 
     def teardown(self) -> None:
-        team._COMPACT_BYTES = self.threshold
+        self.thresholds.stop()
         if hasattr(self, "team"):
             self.team.close(remove=True)
             assert not self.path.parent.exists()
@@ -264,6 +267,25 @@ def test_a_journal_has_one_holder(tmp_path: Path) -> None:
     assert len(Journal(tmp_path / "s" / "t").loaded()) == 1
 
 
+def test_a_journal_that_is_replaced_while_it_is_opened_is_opened_again(tmp_path: Path) -> None:
+    """Its old holder wrote it anew and died, between the opening and the locking by this one."""
+    path = tmp_path / "s" / "t"
+    held = Journal(path)
+    held.append([message(b"a", b"b", 1, 1)])
+    lock = fcntl.flock
+    newer = [message(b"a", b"b", 2, 1)]
+
+    def late(descriptor: int, operation: int) -> None:
+        if held.size:
+            held.size = 0
+            held.rewrite(newer)
+            held.close(remove=False)
+        lock(descriptor, operation)
+
+    with mock.patch("fcntl.flock", side_effect=late):
+        assert Journal(path).loaded() == newer
+
+
 def test_a_link_in_place_of_a_journal_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "victim").write_bytes(b"")
@@ -290,6 +312,87 @@ def test_what_a_reader_was_sent_comes_first_after_it_left() -> None:
     assert (taken, blocked) == ([b"1", b"2"], [True])
     inbox.detach()
     assert list(inbox.waiting) == [b"1", b"2", b"3"]
+
+
+def kept(tmp_path: Path) -> tuple[Team, Inbox]:
+    opened = Team("s", "t", AGENTS, Journal(tmp_path / "s" / "t"), Totals())
+    inbox = opened.inbox(b"b")
+    assert inbox is not None
+    return opened, inbox
+
+
+def put(opened: Team, inbox: Inbox, *numbers: int, together: bool = False) -> list[bytes]:
+    raws = [message(b"a", b"b", number, 1) for number in numbers]
+    inbox.count += len(raws)
+    opened.store(raws, [inbox] * len(raws), together=together)
+    return raws
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_reader_is_handed_what_is_stored_until_it_takes_no_more(tmp_path: Path, together: bool) -> None:
+    opened, inbox = kept(tmp_path)
+    taken: list[bytes] = []
+    full: list[bool] = []
+    inbox.send = lambda raw: taken.append(raw) or len(raw)  # type: ignore[func-returns-value]
+    inbox.blocked = lambda: full.append(True)
+    first = put(opened, inbox, 1, 2, together=together)
+    assert taken == ([datagram.pack(datagram.BATCH, payload=b"".join(first))] if together else first)
+    inbox.send = _full
+    second = put(opened, inbox, 3, 4, together=together)
+    assert full == [True]
+    assert (list(inbox.sent), list(inbox.waiting)) == (first, second)
+    inbox.deliver()
+    assert full == [True, True]
+    with pytest.raises(ValueError, match="has no message 3 yet"):
+        opened.consume(inbox, 3)  # it was not sent, so its agent cannot know it
+    released: list[bool] = []
+    inbox.held.append(lambda: released.append(True))
+    opened.consume(inbox, 2)
+    assert released == [True]
+    inbox.send = None
+    third = put(opened, inbox, 5, 6, together=together)
+    assert list(inbox.waiting) == second + third
+
+
+def test_a_journal_that_cannot_be_rewritten_goes_on_as_it_is(tmp_path: Path) -> None:
+    opened, inbox = kept(tmp_path)
+    with mock.patch.multiple(team, _COMPACT_BYTES=100), mock.patch.object(Journal, "rewrite", _fail):
+        opened._rewrite_above_bytes = 100
+        for number in range(1, 20):
+            put(opened, inbox, number)
+            opened.consume(inbox, number, sent_only=False)
+    opened.close(remove=False)
+    again, inbox = kept(tmp_path)
+    assert (again.queued, inbox.consumed) == (0, 19)
+
+
+def test_a_rewrite_without_room_leaves_the_journal(tmp_path: Path) -> None:
+    held = Journal(tmp_path / "s" / "t")
+    held.append([message(b"a", b"b", 1, 1)])
+    before = (tmp_path / "s" / "t").read_bytes()
+    with mock.patch("os.write", return_value=3), pytest.raises(OSError, match="No space"):
+        held.rewrite([message(b"a", b"b", 2, 1)])
+    assert (tmp_path / "s" / "t").read_bytes() == before
+    assert not (tmp_path / "s" / "t.new").exists()
+    with (
+        mock.patch("os.write", side_effect=OSError(28, "No space")),
+        pytest.raises(OSError, match="No space"),
+    ):
+        held.append([message(b"a", b"b", 2, 1)])
+    assert (tmp_path / "s" / "t").read_bytes() == before
+
+
+def test_a_large_journal_is_rewritten_in_groups(tmp_path: Path) -> None:
+    held = Journal(tmp_path / "s" / "t")
+    records = [message(b"a", b"b", number, 1, 100_000) for number in range(15)]
+    held.append(records[:1])
+    held.rewrite(records)
+    held.close(remove=False)
+    assert Journal(tmp_path / "s" / "t").loaded() == records
+
+
+def _full(_raw: bytes) -> int:
+    raise BlockingIOError
 
 
 @given(
