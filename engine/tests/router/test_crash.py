@@ -119,15 +119,18 @@ async def test_a_restart_under_load_refuses_nobody(
 
 
 async def test_a_stopping_router_finishes_also_what_nobody_waits_for(tree: Paths, spawn: Spawn) -> None:
-    configure(tree, COORDINATION_VERSION="v1", AGENT_COMMAND="/bin/sleep 2.6")
+    may_end, agent = tree.root / "may-end", tree.root / "waiting-agent"
+    agent.write_text(f"#!/bin/sh\nwhile [ ! -e {may_end} ]; do sleep 0.01; done\n")
+    agent.chmod(0o755)
+    configure(tree, COORDINATION_VERSION="v1", AGENT_COMMAND=agent)
     router = spawn("router")
     await answering(tree)
     client = RouterClient(f"unix:{tree.router_socket}", timeout_s=10)
-    request = {"task_id": "t", "agents": 1, "deadline_ms": 50}
-    status, _ = await asyncio.to_thread(client.coordinate, request, answer_s=2.2)
+    status, _ = await asyncio.to_thread(client.coordinate, {"task_id": "t", "agents": 1}, answer_s=0.5)
     assert status == 202
     router.terminate()
-    assert await asyncio.to_thread(router.wait, 5) == 0
+    may_end.touch()
+    assert await asyncio.to_thread(router.wait, 10) == 0
     assert [event["outcome"] for event in events(tree)] == ["done"]
 
 
