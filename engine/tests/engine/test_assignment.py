@@ -1,6 +1,8 @@
 """The hub's state machine: tables, and random walks that check the promise after every step."""
 
 import pytest
+from cfn.engine.records import Damaged, Kind, Reason, Record, decode, encode
+from cfn.engine.store import Request
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -8,8 +10,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from cfn.coordination import FINAL_STATES, AgentState
 from cfn.engine.assignment import MAX_INCARNATIONS, Assignment, Do, IllegalTransition, Order
 from cfn.engine.claims import Ended, Standing, Verdict
-from cfn.engine.records import Damaged, Kind, Reason, Record, decode, encode
-from cfn.engine.store import Request
 
 EPOCH = 7
 DONE = Ended(reason=Reason.NONE, exit_code=0, output=b"x")
