@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engine.bench import coordinations, failover, resources
+from engine.bench import coordinations, failover, messages, resources
 from engine.bench.bars import verdicts
 from engine.bench.deployed import deployed
 from engine.bench.engine import Engine
@@ -28,6 +28,7 @@ GROUPS: dict[str, Callable[[Engine, Programs, Plan], Iterator[Row]]] = {
     "resources": lambda engine, _, plan: resources.rows(engine, plan),
     "coordinations": coordinations.rows,
     "command": lambda engine, _, plan: coordinations.as_a_user_calls_it(engine, plan),
+    "messages": lambda _engine, _programs, _plan: (Row(**row) for row in messages.rows()),
     "failover": lambda engine, _, plan: failover.rows(engine, plan),
 }
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from cfn.load.account import percentile
@@ -40,9 +41,11 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """The engine's resources at one time; memory is the sum of proportional set sizes."""
+    """The engine's resources at one time; memory is the sum of proportional set sizes. `daemons`: the
+    process ids of all but the workers, with their roles."""
 
     at_s: float
+    daemons: Mapping[int, str]
     processes: Mapping[str, int]
     memory_mb: float
     descriptors: int
@@ -52,6 +55,17 @@ class Reading:
 def explained(asked: Asked, faults: Sequence[Fault]) -> bool:
     """Whether a fault was near enough to this coordination to be the cause of what it reports."""
     return any(asked.began_s - AFTER_S <= fault.at_s <= asked.ended_s + BEFORE_S for fault in faults)
+
+
+def died_by_themselves(readings: Sequence[Reading], faults: Sequence[Fault]) -> list[str]:
+    """The roles of the daemons that are gone from one reading to the next though nobody killed them."""
+    killed = {fault.pid for fault in faults}
+    return [
+        role
+        for early, late in pairwise(readings)
+        for pid, role in early.daemons.items()
+        if pid not in late.daemons and pid not in killed
+    ]
 
 
 def account(
@@ -64,7 +78,8 @@ def account(
 ) -> dict[str, Any]:
     """The report as JSON. `ok` is false if something is unaccounted: a coordination without an answer,
     states that do not sum to its agents, a refusal, an agent not done without a fault near it, a worker
-    that lives after its swarm (`left_over`), or a `problem` that ended the run."""
+    that lives after its swarm (`left_over`), a daemon that died by itself, or a `problem` that ended
+    the run."""
     answered = [one for one in asked if one.states]
     states: Counter[str] = Counter()
     for one in answered:
@@ -75,6 +90,7 @@ def account(
     wrong_sum = [one for one in answered if sum(one.states.values()) != one.agents]
     not_whole = [one for one in answered if one.states.get("done", 0) != one.agents]
     unexplained = [one for one in not_whole if not explained(one, faults)]
+    died = died_by_themselves(readings, faults)
     times = [one.coordination_time_ms for one in answered if one.coordination_time_ms is not None]
     findings = {
         "unanswered": unanswered,
@@ -84,7 +100,7 @@ def account(
     }
     shown = findings | {"not_whole": not_whole}
     return {
-        "ok": bool(asked) and not any(findings.values()) and left_over == 0 and not problem,
+        "ok": bool(asked) and not any(findings.values()) and left_over == 0 and not died and not problem,
         "problem": problem,
         "coordinations": len(asked),
         "answered": len(answered),
@@ -98,6 +114,7 @@ def account(
         "retries": sum(one.retries for one in asked),
         "not_whole": len(not_whole),
         "left_over": left_over,
+        "died_by_themselves": dict(Counter(died)),
         **{name: len(found) for name, found in findings.items()},
         "kills": dict(Counter(fault.role for fault in faults)),
         "first": {name: [asdict(one) for one in found[:KEPT]] for name, found in shown.items()},
@@ -110,6 +127,14 @@ def account(
 
 def _share(part: int, whole: int) -> float:
     return round(100 * part / whole, 4) if whole else 0.0
+
+
+def summary(reading: Reading) -> str:
+    """A reading in words."""
+    return (
+        f"{sum(reading.processes.values())} processes, {reading.memory_mb:.0f} MB, "
+        f"{reading.descriptors} descriptors, {reading.tmpfs_mb:.1f} MB of tmpfs"
+    )
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -128,11 +153,10 @@ def render(report: Mapping[str, Any]) -> str:
         ),
     ]
     for name in ("start", "end"):
-        if reading := report[name]:
-            lines.append(
-                f"{name:5} {sum(reading['processes'].values())} processes, {reading['memory_mb']:.0f} MB, "
-                f"{reading['descriptors']} descriptors, {reading['tmpfs_mb']:.1f} MB of tmpfs"
-            )
+        if report[name]:
+            lines.append(f"{name:5} {summary(Reading(**report[name]))}")
+    if died := report["died_by_themselves"]:
+        lines.append("died by themselves: " + ", ".join(f"{n} {role}" for role, n in died.items()))
     lines += [f"ended early: {report['problem']}"] if report["problem"] else []
     lines.append("everything is accounted for" if report["ok"] else "NOT everything is accounted for")
     return "\n".join(lines)

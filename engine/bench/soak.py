@@ -23,7 +23,7 @@ from pathlib import Path
 from cfn.client import Client
 from cfn.errors import CfnError
 from engine.bench import processes
-from engine.bench.account import Asked, Fault, Reading, account, render
+from engine.bench.account import Asked, Fault, Reading, account, render, summary
 from engine.bench.deployed import deployed
 from engine.bench.engine import TOPOLOGIES, Engine, RefusedError
 from engine.bench.local import local
@@ -130,22 +130,26 @@ class Soak:
 
     def _read(self) -> None:
         roles: Counter[str] = Counter()
+        daemons: dict[int, str] = {}
         memory_bytes = descriptors = 0
         for process in self._engine.processes():
             pss, open_files = processes.pss_bytes(process.pid), processes.descriptors(process.pid)
             if pss is not None and open_files is not None:  # else it has just ended
                 roles[process.role] += 1
+                if process.role != "worker":
+                    daemons[process.pid] = process.role
                 memory_bytes += pss
                 descriptors += open_files
         reading = Reading(
             at_s=round(self._now(), 1),
+            daemons=daemons,
             processes=dict(roles),
             memory_mb=round(memory_bytes / 1_000_000, 1),
             descriptors=descriptors,
             tmpfs_mb=round(processes.tree_bytes(self._engine.paths.shm) / 1_000_000, 2),
         )
         self.readings.append(reading)
-        print(f"soak: {reading}", file=sys.stderr)
+        print(f"soak: {reading.at_s:6.0f} s: {summary(reading)}", file=sys.stderr)
 
     def _end(self) -> None:
         """End the kept swarm, and count the workers that live on although nothing needs them."""

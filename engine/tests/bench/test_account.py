@@ -15,7 +15,7 @@ from engine.bench.soak import choose
 DONE = {"done": 10, "failed": 0, "undelivered": 0, "unknown": 0}
 LOST = {"done": 9, "failed": 0, "undelivered": 0, "unknown": 1}
 READING = Reading(
-    at_s=0, processes={"worker": 10, "conductor": 1}, memory_mb=20.5, descriptors=50, tmpfs_mb=1.5
+    at_s=0, daemons={}, processes={"worker": 10, "conductor": 1}, memory_mb=20.5, descriptors=50, tmpfs_mb=1.5
 )
 
 
@@ -81,6 +81,15 @@ def test_no_fault_explains_a_missing_answer() -> None:
 @pytest.mark.parametrize("values", [{"left_over": 1}, {"problem": "no spawner"}])
 def test_what_is_left_or_ended_it(values: dict[str, Any]) -> None:
     assert not report(asked(), **values)["ok"]
+
+
+@pytest.mark.parametrize(("killed", "died"), [(1, {}), (2, {"spawner": 1})])
+def test_a_daemon_that_nobody_killed(killed: int, died: dict[str, int]) -> None:
+    before, after = ({1: "spawner", 7: "conductor"}, {3: "spawner", 7: "conductor"})
+    readings = [replace(READING, daemons=daemons) for daemons in (before, after)]
+    faults = [Fault(at_s=1, role="spawner", number=0, pid=killed)]
+    value = account([asked()], faults, readings, left_over=0, problem="")
+    assert (value["died_by_themselves"], value["ok"]) == (died, not died)
 
 
 def test_nothing_asked_is_not_well() -> None:

@@ -1,17 +1,19 @@
 """Every bar is for a row that the bench makes: a bar on a misspelt name would never be looked at."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
-from engine.bench import coordinations, failover, resources
+from engine.bench import coordinations, failover, messages, resources
 from engine.bench.bars import BARS
 from engine.bench.engine import Sample
 from engine.bench.failover import Failover
 from engine.bench.plan import Plan
 from engine.bench.processes import ROLES, Process
 from engine.bench.rounds import Programs
+from engine.bench.table import Row
 
 
 class Stub:
@@ -53,12 +55,16 @@ def names(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         yield Failover(served_ms=1.0, shown_ms=1.0, states={"done": 1}, lost_workers=0)
 
     monkeypatch.setattr(failover, "repeat", repeat)
+    monkeypatch.setattr(messages, "hub", lambda: nullcontext({"CFN_BUS": "/bus"}))
+    monkeypatch.setattr(messages, "raw_pair", lambda _file: 2.0)
+    monkeypatch.setattr(messages, "_between", lambda *_: ("0.5", "1.0"))
     plan = Plan(cold_samples=1, warm_samples=1, peer_samples=1)
     rows = [
         *coordinations.rows(engine, programs, plan),
         *coordinations.as_a_user_calls_it(engine, plan),
         *failover.rows(engine, plan),
         *resources.rows(engine, plan),
+        *(Row(**row) for row in messages.rows()),
     ]
     assert not [row.refused for row in rows if row.refused]
     assert len({row.name for row in rows}) == len(rows)

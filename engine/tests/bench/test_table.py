@@ -68,7 +68,14 @@ def test_a_bar(row: Row, words: str) -> None:
 
 def test_a_bar_on_the_worst_sample() -> None:
     [line] = verdicts([measured("hang", [1.0, 1.0, 6_000.0])], [Bar("hang", "max", 5_000)])
-    assert line == "NOT MET      hang: max 6e+03, at most 5e+03 ms"
+    assert line == "NOT MET      hang: max 6,000, at most 5,000"
+
+
+@pytest.mark.parametrize(("rate", "word"), [(30.0, "met    "), (29.0, "NOT MET")])
+def test_a_bar_to_be_exceeded(rate: float, word: str) -> None:
+    row = measured("rate", [rate], "1/s", against={"limit": [100.0]})
+    [line] = verdicts([row], [Bar("rate", "ratio_to_limit", 0.3, least=True)])
+    assert line == f"{word}      rate: ratio_to_limit {rate / 100:.4g}, at least 0.3"
 
 
 def test_a_bar_whose_row_is_not_there_is_not_measured() -> None:
