@@ -45,7 +45,7 @@ def main() -> int:
 
 def measure(root: Path, interval_s: float, seconds: float) -> dict[str, float]:
     """Start everything, wait, and read the collector's own counters; everything ends before it returns."""
-    for folder in ("etc/cfn", "var/log/cfn", "dev/shm/cfn", "var/lib/cfn", "run/cfn"):  # noqa: S108
+    for folder in ("etc/cfn", "var/log/cfn", "dev/shm/cfn", "var/lib/cfn", "run/cfn"):
         (root / folder).mkdir(parents=True)
     port = _free_port()
     (root / "etc/cfn/config.sh").write_text(
