@@ -46,7 +46,11 @@ test: test-unit test-lab ## Every test
 
 .PHONY: test-unit
 test-unit: $(VENV)/.ready ## The fast tests: no lab, under two minutes
-	@pytest -m "not lab" -q
+	@pytest -m "not lab and not full" -q
+
+.PHONY: test-full
+test-full: $(VENV)/.ready ## The slow tests: full counts of what make test-unit samples
+	@pytest -m full -q
 
 .PHONY: test-lab
 test-lab: artifact ## The tests on real hosts: the lab itself, and the molecule scenarios
@@ -64,6 +68,10 @@ lint: $(VENV)/.ready ## Types, style and safety of everything
 .PHONY: bench
 bench: artifact ## Measure the engine on this machine against a limit in the same run
 	@python engine/bench/engine.py --output build/bench
+
+.PHONY: bench-judge
+bench-judge: $(VENV)/.ready ## Show by simulation how right the judge is, and how fast (minutes)
+	@python engine/bench/judge.py --output build/bench
 
 .PHONY: clean
 clean: lab-down ## Remove what was built, installed here, or started

@@ -44,6 +44,9 @@ def install_dependencies(cache: Path) -> Path:
             check=True,
         )  # fmt: skip
         shutil.rmtree(target / "bin", ignore_errors=True)
+        # A third of the statistics packages is their own tests.
+        for tests in [*target.glob("numpy/**/tests"), *target.glob("scipy/**/tests")]:
+            shutil.rmtree(tests)
         # They hold hashes of scripts that name this machine's folders.
         for record in target.glob("*.dist-info/RECORD"):
             record.unlink()

@@ -11,6 +11,8 @@ description:
   - Runs the judge of the deployed release on the control host. Judging changes nothing and decides
     nothing else; the playbook acts on the verdict.
   - A verdict other than PASS is no failure of this task. A request that is refused unjudged is.
+  - What people recorded in the ledger of this host (critical incidents, attestations) is put into the
+    request as C(facts), unless it holds them. Without them, criteria on them are held.
 options:
   request:
     description: The request, as docs/reference/gates.md describes it.
@@ -57,11 +59,24 @@ record:
 """
 
 import json
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.cfn_command import CFN, run_cfn
 
 VERDICT_EXIT_CODES = (0, 10, 11, 12, 13)
+
+
+def with_facts(module: AnsibleModule, request: dict[str, Any]) -> dict[str, Any]:
+    """The request with the ledger's facts; as it was if the ledger has no answer."""
+    if "facts" in request:
+        return request
+    argv = [CFN, "rollout", "facts", "--stage", str(request["stage"]), "--since", str(request["since"])]
+    code, out, _ = module.run_command(argv)
+    try:
+        return request | {"facts": json.loads(out)} if code == 0 else request
+    except ValueError:
+        return request
 
 
 def main() -> None:
@@ -76,10 +91,12 @@ def main() -> None:
     request = module.params["request"]
     if module.params["state"] == "planned":
         module.exit_json(changed=False, plan=run_cfn(module, ["gate", "--plan"], stdin=request))
+    request = with_facts(module, request)
     record = run_cfn(module, ["gate", "--record"], stdin=request, accept=VERDICT_EXIT_CODES)
     del record["rc"]
-    text = module.run_command([CFN, "gate"], data=json.dumps(request), binary_data=True)[1]
-    module.exit_json(changed=False, record=record, verdict=record["verdict"], text=text.strip())
+    verdict = record["verdict"]
+    text = module.run_command([CFN, "gate", "--render"], data=json.dumps(verdict), binary_data=True)[1]
+    module.exit_json(changed=False, record=record, verdict=verdict, text=text.strip())
 
 
 if __name__ == "__main__":

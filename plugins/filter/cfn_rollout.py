@@ -14,6 +14,8 @@ from ansible.errors import AnsibleFilterError
 # What a playbook returned for a host, by the name that it was registered under.
 Hostvars = Mapping[str, Mapping[str, Any]]
 
+BLIND_LIMIT_S = 900  # where the stage's objectives name none
+
 
 def step(table: Mapping[str, Any], stage: str, kind: str, traffic: object) -> dict[str, Any]:
     """The step of a stage that a percentage belongs to: its `name` and `traffic_pct`.
@@ -91,9 +93,11 @@ def gate_request(
 ) -> dict[str, Any]:
     """What the judge is asked, from each host's `gate_status` and, once reduced, `gate_metrics`.
 
-    `environment`: name, kind (staging or production), time_factor, asked_by, now (RFC 3339). The
-    window begins when the last host got its present traffic and release. A host whose answer is
-    missing is missing from the evidence, and the judge says so.
+    `environment`: name, kind (staging or production), time_factor, asked_by, now (RFC 3339),
+    attestations (whether anybody is asked for them; else criteria on them are shown, not counted), and
+    for a look at a past window since and ordered. The window begins when the last host got its present
+    traffic and release. A host whose answer is missing is missing from the evidence, and the judge says
+    so.
     """
     answers = {host: hostvars[host].get("gate_status", {}).get("status") or {} for host in hosts}
     since = [
@@ -103,11 +107,8 @@ def gate_request(
     ]
     ordered = next((answer for answer in answers.values() if answer.get("version")), {})
     judged = table[stage][environment["kind"]]
-    evidence = {
-        host: hostvars[host]["gate_metrics"]["evidence"]
-        for host in hosts
-        if "evidence" in hostvars[host].get("gate_metrics", {})
-    }
+    past = environment.get("since") or ""
+    evidence = {host: found for host in hosts if (found := _evidence(hostvars[host], host))}
     releases = sorted({answer["release"] for answer in answers.values() if answer.get("release")})
     return {
         "environment": environment["name"],
@@ -115,17 +116,32 @@ def gate_request(
         "step": _step_name(table, stage, environment["kind"], ordered.get("traffic_pct")),
         "asked_by": environment["asked_by"],
         "now": environment["now"],
-        "since": max(since, default=environment["now"]),
-        "ordered": {"version": ordered.get("version", "v1"), "traffic_pct": ordered.get("traffic_pct", 0)},
+        "since": past or max(since, default=environment["now"]),
+        "retrospective": bool(past),
+        "ordered": environment.get("ordered")
+        or {"version": ordered.get("version", "v1"), "traffic_pct": ordered.get("traffic_pct", 0)},
         "hosts": hosts,
         "release": ", ".join(releases),
         "stage_table_sha256": table_sha256(table),
         "time_factor": environment["time_factor"],
         "window_s": judged["window_s"],
-        "criteria": judged["criteria"],
+        "blind_limit_s": table[stage]["objectives"].get("blind_limit_s", BLIND_LIMIT_S),
+        "criteria": [_asked(each, environment.get("attestations", True)) for each in judged["criteria"]],
         "triggers": table[stage]["triggers"],
         "evidence": evidence,
     }
+
+
+def _evidence(answers: Mapping[str, Any], host: str) -> Any:
+    """What a host's files or a Prometheus said of it; None if nothing did."""
+    own = answers.get("gate_metrics", {}).get("evidence")
+    return own or answers.get("gate_series", {}).get("evidence_by_host", {}).get(host)
+
+
+def _asked(criterion: Mapping[str, Any], attestations: object) -> dict[str, Any]:
+    """The criterion, a dry run where it waits for people who are not asked."""
+    silent = criterion["metric"] == "attested" and not attestations
+    return dict(criterion) | ({"dry_run": True} if silent else {})
 
 
 def _step_name(table: Mapping[str, Any], stage: str, kind: str, traffic: object) -> str:

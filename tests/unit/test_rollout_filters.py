@@ -112,3 +112,33 @@ def test_without_any_answer_the_request_can_still_be_judged() -> None:
     request = gate_request(["a"], {"a": {}}, "stage1", TABLE, ENVIRONMENT)
     assert request["since"] == ENVIRONMENT["now"]
     assert request["evidence"] == {}
+
+
+def test_evidence_comes_from_the_hosts_or_from_one_prometheus() -> None:
+    hostvars: dict[str, dict[str, Any]] = {
+        "a": {"gate_metrics": {"evidence": {"v": 2}}},
+        "b": {
+            "gate_metrics": {"skipped": True},
+            "gate_series": {"evidence_by_host": {"b": {"error": "down"}}},
+        },
+        "c": {"gate_series": {"failed": True}},
+    }
+    request = gate_request(["a", "b", "c"], hostvars, "stage1", TABLE, ENVIRONMENT)
+    assert request["evidence"] == {"a": {"v": 2}, "b": {"error": "down"}}
+    assert request["blind_limit_s"] == 900
+
+
+def test_a_look_at_a_past_window_takes_what_was_ordered_then() -> None:
+    past = {"since": "2026-01-24T12:00:00.000Z", "ordered": {"version": "v2", "traffic_pct": 5}}
+    request = gate_request(["a"], {"a": {}}, "stage1", TABLE, ENVIRONMENT | past)
+    assert (request["since"], request["ordered"]) == (past["since"], past["ordered"])
+    assert request["retrospective"] is True
+    now = gate_request(["a"], {"a": {}}, "stage1", TABLE, ENVIRONMENT | {"since": "", "ordered": {}})
+    assert now["retrospective"] is False
+
+
+def test_where_nobody_is_asked_attestations_are_shown_and_not_counted() -> None:
+    for asked, dry in ((True, False), (False, True)):
+        request = gate_request(["a"], {"a": {}}, "stage1", TABLE, ENVIRONMENT | {"attestations": asked})
+        found = {each["name"]: each.get("dry_run", False) for each in request["criteria"]}
+        assert (found["dashboards_healthy"], found["error_rate"]) == (dry, False)

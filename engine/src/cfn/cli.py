@@ -17,6 +17,7 @@ COMMANDS = {
     "config": ("config", "check the configuration or render what systemd and bash read"),
     "metrics": ("metrics", "reduce this host's events and samples over a window to mergeable evidence"),
     "gate": ("gate", "judge a stage from the evidence of all hosts"),
+    "simulate": ("simulate", "a gate's request about a fleet that does not exist, seeded"),
     "ledger": ("ledger", "append, show, verify, replay and export the record of what was done and decided"),
     "lock": ("lock", "the lock of a rollout: who holds it, take it, give it back, break it"),
     "rollout": ("rollout", "what may start, what is due, what is to be escalated, how it ended"),

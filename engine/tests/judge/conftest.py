@@ -33,7 +33,7 @@ SETTLE_MS = 3_000
 class Behaviour:
     """How V2 and the collector behave. Times in milliseconds, shares in percent."""
 
-    requests_per_s: float = 20.0
+    requests_per_s: float = 30.0
     v2_time_ms: float = 300.0
     undelivered_pct: float = 0.0
     failed_pct: float = 0.0
@@ -153,6 +153,7 @@ class Fleet:
                 "v1_requests": self._ended(at_s, how),
                 "v2_requests": 0,
                 "generation": 7,
+                "health_false_positive_pct": 0.0,
             }
             if how.starts_readable:
                 sample["starts"] = {"conductor": 1 + crashed, "spawner": 1, "router": 1}
@@ -182,6 +183,11 @@ class Fleet:
             "hosts": list(self.hosts),
             "criteria": step["criteria"],
             "triggers": stage["triggers"],
+            "facts": {
+                "critical_incidents": 0,
+                "incidents": [],
+                "attested": {"dashboards_healthy": True},
+            },
         } | changes
         wanted = plan(read_request(request))
         now_ms = SINCE_MS + int(seconds * 1000)

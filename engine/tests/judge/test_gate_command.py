@@ -91,7 +91,7 @@ def test_the_plan_is_what_metrics_is_asked_for(
     assert run(monkeypatch, request, "--plan") == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["since"], plan["until"], plan["bucket_s"]) == (
-        "2023-11-14T22:13:26.000Z",
+        "2023-11-14T22:13:24.000Z",
         "2023-11-14T22:14:26.000Z",
         2.0,
     )

@@ -1,6 +1,8 @@
 """Times, histograms and files: the parts of the reduction that know nothing of records."""
 
 import json
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfn.errors import UsageError
-from cfn.metrics import checks
-from cfn.metrics.files import MAX_LINE_BYTES, lines
+from cfn.metrics import checks, files
+from cfn.metrics.files import MAX_LINE_BYTES, pieces
 from cfn.metrics.histogram import Histogram
 from cfn.metrics.times import format_ms, parse_ms, read_argument
 
@@ -49,20 +51,43 @@ def test_an_empty_histogram_has_no_quantile() -> None:
 # Files
 
 
+def read(path: Path) -> list[tuple[bytes, str]]:
+    with ExitStack() as stack:
+        return [(each.read(), each.damage) for each in pieces(path, stack)]
+
+
 def test_rotated_parts_are_read_first_and_a_missing_file_is_empty(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    assert list(lines(path)) == []
+    assert read(path) == []
     for name, content in (("log.2", b"1\n"), ("log.1", b"2\n\n"), ("log", b"3\n4")):
         (tmp_path / name).write_bytes(content)
-    assert [(each.content, each.damage) for each in lines(path)] == [
-        (b"1\n", ""), (b"2\n", ""), (b"3\n", ""), (b"", "cut"),
-    ]  # fmt: skip
+    assert read(path) == [(b"1\n", ""), (b"2\n\n", ""), (b"3\n", "cut")]
 
 
-def test_an_endless_line_is_skipped_in_bounded_memory(tmp_path: Path) -> None:
+def test_an_endless_line_is_skipped_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "log"
-    path.write_bytes(b"x" * (2 * MAX_LINE_BYTES + 5) + b"\n7\n")
-    assert [(each.content, each.damage) for each in lines(path)] == [(b"", "too_long"), (b"7\n", "")]
+    path.write_bytes(b"7\n" + b"x" * (6 * MAX_LINE_BYTES) + b"\n8\n")
+    assert read(path) == [(b"7\n", "too_long"), (b"8\n", "")]
+    monkeypatch.setattr(files, "PIECE_BYTES", 10)
+    path.write_bytes(b"7\n" + b"x" * (2 * MAX_LINE_BYTES))
+    assert read(path) == [(b"7\n", "too_long")]
+
+
+@settings(max_examples=60)
+@given(st.lists(st.binary(max_size=12), max_size=20), st.integers(1, 40))
+def test_pieces_are_the_file_in_whole_lines(contents: list[bytes], piece_bytes: int) -> None:
+    content = b"\n".join(contents)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(files, "PIECE_BYTES", piece_bytes)
+        path = Path(folder) / "log"
+        path.write_bytes(content)
+        found = read(path)
+    whole = content[: content.rfind(b"\n") + 1]
+    assert b"".join(part for part, _ in found) == whole
+    assert all(part.endswith(b"\n") for part, _ in found if part)
+    assert [damage for _, damage in found if damage] == (["cut"] if content != whole else [])
 
 
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,10 @@ from hypothesis import strategies as st
 from cfn.commands.metrics import collect, main
 from cfn.errors import ConfigError, DamagedError, UsageError
 from cfn.metrics.arm import Arm
-from cfn.metrics.evidence import LOST_KINDS, Evidence
-from cfn.metrics.files import Line
-from cfn.metrics.records import Coordinated, DamagedLineError, read_event, read_sample
+from cfn.metrics.evidence import LOST_KINDS, Evidence, Gauge
+from cfn.metrics.files import Piece, pieces
+from cfn.metrics.memory import Memory
+from cfn.metrics.records import DamagedLineError, read_event, read_sample
 from cfn.metrics.reduce import reduce_events, reduce_samples, restarts_since
 from cfn.metrics.times import format_ms
 from cfn.paths import Paths
@@ -85,24 +89,28 @@ def sample(at_s: float = 1.0, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def as_lines(records: list[Any]) -> list[Line]:
-    return [
-        each
-        if isinstance(each, Line)
-        else Line(each if isinstance(each, bytes) else json.dumps(each).encode())
-        for each in records
-    ]
+@contextmanager
+def as_pieces(records: Sequence[Any], rest: bytes = b"") -> Iterator[Iterator[Piece]]:
+    """The records as the pieces of a file that ends in `rest`."""
+    lines = [each if isinstance(each, bytes) else json.dumps(each).encode() for each in records]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        file = Path(folder) / "lines"
+        file.write_bytes(b"".join(line + b"\n" for line in lines) + rest)
+        yield pieces(file, stack)
 
 
-def events(*records: Any) -> Evidence:
+def events(*records: Any, rest: bytes = b"", memory: Memory | None = None) -> Evidence:
     evidence = Evidence(host="h", since_ms=T0, until_ms=T0 + 20_000, bucket_ms=2_000)
-    reduce_events(as_lines(list(records)), evidence, split_key=KEY, now_ms=NOW)
+    memory = memory or Memory(None, split_key=KEY, bucket_ms=2_000)
+    with as_pieces(records, rest) as found:
+        reduce_events(found, evidence, split_key=KEY, now_ms=NOW, memory=memory)
     return evidence
 
 
 def samples(*records: Any) -> Evidence:
     evidence = Evidence(host="h", since_ms=T0, until_ms=T0 + 20_000, bucket_ms=2_000)
-    reduce_samples(as_lines(list(records)), evidence, now_ms=NOW)
+    with as_pieces(records) as found:
+        reduce_samples(found, evidence, now_ms=NOW)
     return evidence
 
 
@@ -134,7 +142,8 @@ def test_requests_outside_the_split_are_counted_apart() -> None:
 
 def test_evidence_survives_its_json() -> None:
     found = events(generation(), *(event(number, number * 100, fallback="time") for number in range(30)))
-    reduce_samples(as_lines([sample(1), sample(3)]), found, now_ms=NOW)
+    sampled = samples(sample(1), sample(3))
+    found.sampled, found.samples = sampled.sampled, sampled.samples
     text = json.dumps(found.as_json())
     assert Evidence.from_json(json.loads(text)).as_json() == json.loads(text)
 
@@ -145,17 +154,19 @@ def test_evidence_survives_its_json() -> None:
         ("requests", 2),
         ("outcomes", {"done": 0}),
         ("requests", -1),
-        ("rate_sums_micropct", {}),
+        ("rates", {}),
+        ("rates", {"error_rate_pct": [1, 5_000_000, 0]}),
+        ("rates", {"error_rate_pct": [1, 200_000_000, 1]}),
+        ("rates", {"error_rate_pct": [1, 5]}),
+        ("coordination_time_large_ms", {"zeros": 0, "counts": {"9": 1}}),
         ("agents", 1.5),
         ("coordination_time_ms", {"zeros": 2, "counts": {}}),
     ],
 )
 def test_evidence_that_contradicts_itself_is_refused(field: str, value: object) -> None:
-    arm = Arm()
-    record = read_event(json.dumps(event()).encode())
-    assert isinstance(record, Coordinated)
-    arm.add(record)
-    with pytest.raises(ValueError, match=r"add up|not a whole|allowed"):
+    (cell,) = events(event()).requests.values()
+    arm = cell.v1 if cell.v1.requests else cell.v2
+    with pytest.raises(ValueError, match=r"add up|not a whole|allowed|lacks|contradicts|is not|more large"):
         Arm.from_json(arm.as_json() | {field: value})
 
 
@@ -221,6 +232,32 @@ def test_a_restart_hidden_in_a_gap_is_counted_with_the_next_sample() -> None:
     assert sum(sum(cell.restarts.values()) for cell in found.sampled.values()) == 2
 
 
+@pytest.mark.parametrize(("booted", "restarts"), [(5_000.0, 0), (5_030.0, 0), (9_000.0, 1), (None, 0)])
+def test_a_host_that_booted_in_the_window_is_a_restart(booted: float | None, restarts: int) -> None:
+    """The clock may be set by some seconds meanwhile; a gap of any length hides nothing."""
+    found = samples(sample(1, boot_time_s=5_000.0), sample(17, boot_time_s=booted))
+    assert sum(cell.restarts.get("host", 0) for cell in found.sampled.values()) == restarts
+
+
+@pytest.mark.parametrize(("source", "cells"), [("events", "request_cells"), ("samples", "sample_cells")])
+def test_cells_must_hold_what_was_read(source: str, cells: str) -> None:
+    found = events(generation(), event(1), event(2, 5_000)).as_json()
+    found |= {name: samples(sample(1), sample(5)).as_json()[name] for name in ("samples", "sample_cells")}
+    assert Evidence.from_json(found).as_json() == found
+    with pytest.raises(ValueError, match=f"its cells hold 1 {source}, and 2 were read"):
+        Evidence.from_json(found | {cells: found[cells][1:]})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"min": -1}, {"max": 101}, {"mean": 13.5}, {"last": 11}, {"samples": 0}, {"max": None}]
+)
+def test_a_gauge_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
+    good = {"samples": 2, "min": 12, "max": 13, "mean": 12.5, "last": 13}
+    assert Gauge.from_json(good, "tmpfs_pct").mean == 12.5
+    with pytest.raises(ValueError, match=r"allowed|is not"):
+        Gauge.from_json(good | changes, "tmpfs_pct")
+
+
 def test_without_starts_there_is_no_count_of_restarts() -> None:
     record = sample(1)
     del record["starts"]
@@ -237,7 +274,6 @@ def test_what_the_collector_saw_counts_from_the_second_sample_on() -> None:
 # Damage
 
 DAMAGED = [
-    (b"", "garbage"),
     (b"\xff\xfe\x00", "garbage"),
     (b"null", "garbage"),
     (b"[" * 100_000, "garbage"),
@@ -268,7 +304,7 @@ def test_a_damaged_line_is_counted_by_kind_and_never_a_value(line: bytes, kind: 
 
 
 def test_what_is_told_but_lost_nothing() -> None:
-    found = events(event(1, 9_000), event(1, 9_000), event(2, 1_000), Line(b"", "cut"))
+    found = events(event(1, 9_000), event(1, 9_000), event(2, 1_000), rest=b'{"v": 1, "type": "coordi')
     assert (requests(found), found.events.lost) == (2, 0)
     assert [found.events.damaged[kind] for kind in ("duplicate", "out_of_order", "cut")] == [1, 1, 1]
 
@@ -309,7 +345,7 @@ def test_a_changed_event_is_never_a_wild_value(data: st.DataObject) -> None:
     for cell in found.requests.values():
         for arm in (cell.v1, cell.v2):
             assert Arm.from_json(arm.as_json()).requests <= 1
-            assert all(0 <= total <= 100_000_000 for total in arm.rate_sums.values())
+            assert all(0 <= rate.sum_micropct <= 100_000_000 for rate in arm.rates.values())
 
 
 # The command
@@ -325,11 +361,10 @@ def tree(tmp_path: Path) -> Paths:
 
 
 def test_missing_and_empty_files_are_told_apart_from_no_requests(tree: Paths) -> None:
-    window = {"since_ms": T0, "until_ms": T0 + 20_000, "bucket_ms": 2_000, "now_ms": NOW}
-    missing = collect(tree, **window)
+    missing = collect(tree, T0, T0 + 20_000, 2_000, now_ms=NOW)
     assert (missing.events.present, missing.latest_generation) == (False, None)
     tree.events.write_bytes(json.dumps(generation()).encode() + b"\n")
-    idle = collect(tree, **window)
+    idle = collect(tree, T0, T0 + 20_000, 2_000, now_ms=NOW)
     assert (idle.events.present, idle.latest_generation, requests(idle)) == (True, 4, 0)
 
 

@@ -37,11 +37,14 @@ def main(argv: list[str]) -> int:
     what.add_argument(
         "--record", action="store_true", help="print request and verdict together, for the ledger"
     )
+    what.add_argument("--render", action="store_true", help="the text of a verdict that was given before")
     parser.add_argument("--json", action="store_true", help="the verdict as JSON instead of text")
     options = parser.parse_args(argv)
     if options.replay:
         return _replay(_load(options.replay))
     raw = _load(options.request)
+    if options.render:
+        return _render(raw)
     request = read_request(raw)
     if options.plan:
         print(json.dumps(_plan(request), sort_keys=True))
@@ -64,6 +67,17 @@ def _plan(request: Request) -> dict[str, Any]:
         "bucket_s": wanted.bucket_ms / 1_000,
         "argv": ["cfn", "metrics", "--since", since, "--until", until, "--bucket-s", bucket, "--json"],
     }
+
+
+def _render(value: dict[str, Any]) -> int:
+    """Print a verdict, or the one of a record. Raises UsageError if it is none."""
+    data = value.get("data", value)
+    verdict = data.get("verdict", data) if isinstance(data, dict) else data
+    try:
+        print(render(verdict if isinstance(verdict, dict) else value))
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"this is no verdict: {error!r}") from None
+    return EXIT_DONE
 
 
 def _replay(record: dict[str, Any]) -> int:

@@ -12,10 +12,10 @@ from typing import Any
 from cfn.errors import UsageError
 from cfn.judge.measures import MEASURES, Origin
 from cfn.metrics import checks
+from cfn.metrics.histogram import SMALLEST
 
 COMPARISONS = {"lt": "below", "le": "at most", "gt": "above", "ge": "at least"}
 SCOPES = ("fleet", "worst_host")
-PROOFS = ("none", "fail", "both")
 DEFAULT_BUCKET_S = 300.0
 DEFAULT_SETTLE_S = 300.0
 DEFAULT_COVERAGE = 0.9
@@ -35,8 +35,8 @@ class Per:
 class Criterion:
     """A checked criterion. Times in seconds, before the time scale is applied.
 
-    `proof` says whether the bound of cfn.judge.proof decides: `none`, for a FAIL before the end of the
-    window (`fail`), or for PASS too (`both`). `needs` says what a dry-run criterion waits for.
+    `proved` says that both FAIL and PASS need the bound of cfn.judge.proof; what lies between is held.
+    `item` is what an attestation is of. `needs` says what a dry-run criterion waits for.
     """
 
     name: str
@@ -54,13 +54,27 @@ class Criterion:
     per: Per = Per()
     dry_run: bool = False
     arm: str = "v2"
-    proof: str = "none"
+    proved: bool = False
+    item: str = ""
     needs: str = ""
 
     @property
     def origin(self) -> Origin:
         """Where its figure comes from."""
         return MEASURES[self.metric].origin
+
+    @property
+    def quantile(self) -> float | None:
+        """0.95 of the statistic p95; None if it is no quantile of the events."""
+        if self.origin is not Origin.EVENTS or not self.statistic.startswith("p"):
+            return None
+        return int(self.statistic[1:]) / 100
+
+    @property
+    def grows(self) -> bool:
+        """Whether it looks at everything since the traffic came, and not only at its window's length:
+        evidence that may be looked at again and again must not forget where it began."""
+        return self.proved or self.origin is Origin.COMPARISON
 
     def holds(self, value: float) -> bool:
         """Whether a finite value keeps the limit."""
@@ -117,7 +131,8 @@ def _read(value: Mapping[str, Any], window_s: float | None) -> Criterion:
         per=_read_per(value.get("per", {"kind": "cumulative"})),
         dry_run=checks.boolean(value.get("dry_run", False), "dry_run"),
         arm=checks.one_of(value.get("arm", "v2"), "arm", ("v1", "v2")),
-        proof=checks.one_of(value.get("proof", "none"), "proof", PROOFS),
+        proved=checks.boolean(value.get("proved", False), "proved"),
+        item=checks.text(value.get("item", ""), "item"),
         needs=checks.text(value.get("needs", ""), "needs"),
     )
     _check_together(criterion)
@@ -144,14 +159,36 @@ def _check_together(criterion: Criterion) -> None:
         )
     if criterion.origin is Origin.SAMPLES and criterion.scope != "worst_host":
         raise ValueError(f"{criterion.metric} belongs to a host: scope worst_host is allowed")
-    if criterion.statistic in ("relative_range", "slope") and criterion.per.kind != "cumulative":
-        raise ValueError(f"{criterion.statistic} compares buckets: per cumulative is allowed")
-    if criterion.proof != "none":
-        if MEASURES[criterion.metric].statistics != {"mean": "pct"} or criterion.per.kind != "cumulative":
-            raise ValueError("proof is for the mean of a rate in pct, with per cumulative")
-        if not 0 < criterion.threshold < 100:
-            raise ValueError("proof needs a threshold between 0 and 100 pct: an exact 0 or 100 has no proof")
-    if criterion.origin is Origin.LATER and not (criterion.dry_run and criterion.needs):
-        raise ValueError(f"{criterion.metric} is not measured yet: dry_run true and needs are required")
+    if criterion.origin in (Origin.LEDGER, Origin.COMPARISON) and criterion.scope != "fleet":
+        raise ValueError(f"{criterion.metric} is of the whole fleet: scope fleet is allowed")
+    if criterion.per.kind != "cumulative" and (
+        criterion.statistic in ("relative_range", "slope")
+        or criterion.origin in (Origin.LEDGER, Origin.COMPARISON)
+    ):
+        raise ValueError(
+            f"{criterion.metric} {criterion.statistic} takes a window: per cumulative is allowed"
+        )
+    if criterion.origin is Origin.COMPARISON and (
+        criterion.arm != "v2" or criterion.compare != "le" or criterion.threshold < 1
+    ):
+        raise ValueError(f"{criterion.metric} compares V2 with V1: le and a margin of 1 or more is allowed")
+    if criterion.proved:
+        _check_proved(criterion)
+    if (criterion.metric == "attested") != bool(criterion.item):
+        raise ValueError("item names what is attested: metric attested has one, and no other metric")
     if criterion.needs and not criterion.dry_run:
         raise ValueError("needs is for a criterion with dry_run true")
+
+
+def _check_proved(criterion: Criterion) -> None:
+    rate = MEASURES[criterion.metric].statistics == {"mean": "pct"}
+    if criterion.per.kind != "cumulative" or criterion.scope != "fleet":
+        raise ValueError("proved is for the whole fleet and window: scope fleet and per cumulative")
+    if not rate and criterion.quantile is None:
+        raise ValueError("proved is for the mean of a rate in pct, or for a quantile of a time")
+    if rate and not 0 < criterion.threshold < 100:
+        raise ValueError("proved needs a threshold between 0 and 100 pct: an exact 0 or 100 has no proof")
+    if criterion.quantile is not None and (
+        criterion.compare not in ("lt", "le") or criterion.threshold < SMALLEST
+    ):
+        raise ValueError("a quantile is proved to stay below a threshold above 0: lt and le are allowed")

@@ -1,57 +1,49 @@
 """One criterion against the evidence: the verdict, and a reason that can be read without the code."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from cfn.judge import proof
 from cfn.judge.criterion import Criterion
-from cfn.judge.figures import Figure, bad_fraction, request_figure, sample_figure
-from cfn.judge.hosts import Host
-from cfn.judge.measures import CUMULATIVE, Origin
+from cfn.judge.figures import Figure, bad_limit, bad_sum, levels, request_figure, sample_figure
+from cfn.judge.fleet import Fleet
+from cfn.judge.measures import CUMULATIVE, MEASURES, Origin
+from cfn.judge.result import FLEET, NOTHING, Result, hold
+from cfn.judge.sequential import ALPHA_BROKEN, ALPHA_KEPT, Floats, first_proof
+from cfn.judge.trend import CONFIDENCE, trend
 from cfn.judge.verdict import Verdict
 from cfn.judge.window import Window
 from cfn.metrics.arm import Arm
+from cfn.metrics.evidence import SampleCell
 from cfn.metrics.times import format_ms
 
-FLEET = "the fleet"
-NOTHING = Figure(None, 0)
 STALE_BUCKETS = 3  # 15 minutes of real time: the blind limit
 TREND_STATISTICS = ("relative_range", "slope")  # looked at once, when the window is full
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """How one criterion stands. `ask_again_ms` is set when waiting is what is missing."""
-
-    criterion: Criterion
-    layer: str
-    window: Window
-    verdict: Verdict
-    reason: str
-    observed: Figure = NOTHING
-    where: str = FLEET
-    ask_again_ms: int | None = None
-    missing: str = ""
-    proof: dict[str, Any] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """One figure that can break the limit: of the fleet or of a host, of the window or of a bucket."""
+    """One figure that can break the limit: of the fleet or of a host, of the window or of a bucket.
+    `decides` is what is held against the limit, where that is not the figure itself."""
 
     where: str
     figure: Figure
     start_ms: int = 0
+    decides: float | None = None
+
+    @property
+    def value(self) -> float | None:
+        return self.figure.value if self.decides is None else self.decides
 
 
-def evaluate(criterion: Criterion, layer: str, hosts: Sequence[Host], window: Window) -> Result:
-    """Judge one criterion. `layer` is "criterion" (needs its full window) or "guardrail" (does not)."""
-    judged = _Judged(criterion, layer, hosts, window)
-    if criterion.origin is Origin.LATER:
-        return judged.result(Verdict.NO_DATA, f"{criterion.metric} is not measured yet: {criterion.needs}")
+def evaluate(criterion: Criterion, layer: str, fleet: Fleet, window: Window) -> Result:
+    """Judge one criterion on events or samples. `layer` is "criterion" (needs its full window) or
+    "guardrail" (does not)."""
     if not window.starts:
-        return judged.wait("the traffic is still settling")
+        return hold(criterion, layer, window, "the traffic is still settling")
+    judged = _Judged(criterion, layer, fleet, window)
     broken = judged.broken()
     if broken is not None:
         return broken
@@ -61,76 +53,98 @@ def evaluate(criterion: Criterion, layer: str, hosts: Sequence[Host], window: Wi
 class _Judged:
     """The steps of one evaluation, in the order in which they may end it."""
 
-    def __init__(self, criterion: Criterion, layer: str, hosts: Sequence[Host], window: Window) -> None:
+    def __init__(self, criterion: Criterion, layer: str, fleet: Fleet, window: Window) -> None:
         self.criterion = criterion
         self.layer = layer
         self.window = window
-        self.hosts = [host for host in hosts if host.evidence is not None]
-        self.arm = Arm()
-        if criterion.origin is Origin.EVENTS:
-            for host in self.hosts:
-                for _, arm in host.arms(criterion.arm, window.starts):
-                    self.arm.merge(arm)
+        self.fleet = fleet
+        self.hosts = fleet.hosts
+        self.arm = fleet.total(criterion.arm, window) if criterion.origin is Origin.EVENTS else Arm()
         self.cumulative = criterion.per.kind == "cumulative"
         self.points = self._window_points() if self.cumulative else self._bucket_points()
-        self.proof = self._prove() if criterion.proof != "none" and self.arm.requests else {}
+        self.proof = self._prove() if criterion.proved and self.arm.requests else {}
 
     # What the evidence says.
 
     def _window_points(self) -> list[_Point]:
-        seconds = max(1, len(self.window.starts)) * self.window.bucket_ms / 1_000
         if self.criterion.origin is Origin.SAMPLES:
-            return [
-                _Point(host.name, sample_figure(self.criterion, host.samples(self.window.starts)))
-                for host in self.hosts
-            ]
+            return [self._sample_point(host.name, host.samples(self.window.starts)) for host in self.hosts]
+        seconds = max(1, len(self.window.starts)) * self.window.bucket_ms / 1_000
         if self.criterion.scope == "fleet":
             return [_Point(FLEET, request_figure(self.criterion, self.arm, seconds))]
-        points = []
-        for host in self.hosts:
-            total = Arm()
-            for _, arm in host.arms(self.criterion.arm, self.window.starts):
-                total.merge(arm)
-            points.append(_Point(host.name, request_figure(self.criterion, total, seconds)))
-        return points
+        totals = [(host, self.fleet.total_of(host, self.criterion.arm, self.window)) for host in self.hosts]
+        return [_Point(host.name, request_figure(self.criterion, total, seconds)) for host, total in totals]
+
+    def _sample_point(self, where: str, cells: list[SampleCell]) -> _Point:
+        if self.criterion.statistic != "slope":
+            return _Point(where, sample_figure(self.criterion, cells))
+        samples = sum(
+            cell.gauges[self.criterion.metric].samples
+            for cell in cells
+            if self.criterion.metric in cell.gauges
+        )
+        found = trend(levels(self.criterion.metric, cells), len(cells)) if self.window.full else None
+        if found is None:
+            return _Point(where, Figure(None, samples))
+        return _Point(where, Figure(found.slope_pct, samples), decides=found.low_pct)
 
     def _bucket_points(self) -> list[_Point]:
         """The buckets that have evidence enough; a bucket without is neither good nor bad."""
         points: list[_Point] = []
         seconds = self.window.bucket_ms / 1_000
+        starts = self.window.starts
         if self.criterion.origin is Origin.SAMPLES:
             for host in self.hosts:
-                cells = zip(self.window.starts, host.samples(self.window.starts), strict=True)
+                cells = zip(starts, host.samples(starts), strict=True)
                 points += [
                     _Point(host.name, sample_figure(self.criterion, [cell]), start) for start, cell in cells
                 ]
         else:
-            arms: dict[tuple[str, int], Arm] = {}
-            for host in self.hosts:
-                where = FLEET if self.criterion.scope == "fleet" else host.name
-                for start, arm in host.arms(self.criterion.arm, self.window.starts):
-                    arms.setdefault((where, start), Arm()).merge(arm)
+            if self.criterion.scope == "fleet":
+                series = [(FLEET, list(self.fleet.by_bucket(self.criterion.arm, self.window).items()))]
+            else:
+                series = [(host.name, host.arms(self.criterion.arm, starts)) for host in self.hosts]
             points = [
                 _Point(where, request_figure(self.criterion, arm, seconds), start)
-                for (where, start), arm in sorted(arms.items())
+                for where, arms in sorted(series, key=lambda each: each[0])
+                for start, arm in arms
             ]
         enough = self.criterion.min_samples
         return [p for p in points if p.figure.value is not None and p.figure.samples >= enough]
 
     def _prove(self) -> dict[str, Any]:
-        bad, limit = bad_fraction(self.criterion, self.arm)
-        above = proof.log_e_above(bad, self.arm.requests, limit)
-        below = proof.log_e_below(bad, self.arm.requests, limit)
+        criterion, limit = self.criterion, bad_limit(self.criterion)
+        mine, theirs = self._sums(criterion.arm), self._sums("v1")
+        if criterion.arm == "v2":
+            shared = proof.shared(theirs[:, 0], theirs[:, 1], limit)
+        else:
+            shared = np.zeros(len(mine), dtype=bool)
+        own = np.where(shared[:, None], 0.0, mine)
+        above = proof.log_e_above(own[:, 0], own[:, 1], limit)
+        broken = first_proof(above, ALPHA_BROKEN)
+        bad, requests = bad_sum(criterion, self.arm)
+        below = proof.log_e_below(bad, requests, limit)
+        end_of = None if broken is None else self.window.starts[broken] + self.window.bucket_ms
         return {
-            "alpha": proof.ALPHA,
+            "alpha_broken": ALPHA_BROKEN,
+            "alpha_kept": ALPHA_KEPT,
             "bad": round(bad, 6),
-            "requests": self.arm.requests,
-            "limit": round(limit, 6),
-            "log_e_above": round(above, 6),
+            "requests": requests,
+            "limit": round(limit, 9),
+            "buckets_bad_for_v1_too": int(shared.sum()),
+            "highest_log_e_above": round(float(above.max()), 6),
             "log_e_below": round(below, 6),
-            "proved_broken": proof.proved(above),
-            "proved_kept": proof.proved(below),
+            "broken_at": None if end_of is None else format_ms(end_of),
+            "proved_broken": broken is not None,
+            "proved_kept": proof.kept(below),
         }
+
+    def _sums(self, name: str) -> Floats:
+        """The sum of bad fractions and the number of requests of each bucket of the fleet."""
+        arms = self.fleet.by_bucket(name, self.window)
+        nothing = Arm()
+        sums = [bad_sum(self.criterion, arms.get(start, nothing)) for start in self.window.starts]
+        return np.array(sums, dtype=float)
 
     # The steps.
 
@@ -139,9 +153,12 @@ class _Judged:
         if not self.cumulative:
             return self._broken_buckets()
         point = self._worst()
-        if point is None or point.figure.value is None or self.criterion.holds(point.figure.value):
-            if self.proof and self.proof["proved_broken"]:
-                return self.result(Verdict.FAIL, f"{self._said(point)}; proved broken", point)
+        if self.criterion.proved:
+            if not self.proof or not self.proof["proved_broken"]:
+                return None
+            at = self.proof["broken_at"]
+            return self.result(Verdict.FAIL, f"{self._said(point)}; proved broken at {at}", point)
+        if point is None or point.value is None or self.criterion.holds(point.value):
             return None
         final = self._only_gets_worse()
         if not final and point.figure.samples < self.criterion.min_samples:
@@ -158,11 +175,10 @@ class _Judged:
         return self.criterion.statistic == ("max" if upper else "min")
 
     def _may_fail_early(self) -> bool:
-        """Not what is looked at once, what can still grow to its limit, or what has to be proved."""
+        """Not what is looked at once or can still grow to its limit, nor what must not be decided by
+        looking until it looks bad: that needs proof."""
         statistic = self.criterion.statistic
-        if statistic in TREND_STATISTICS or statistic in ("max", "min", "sum", "count"):
-            return False
-        return not self.proof or bool(self.proof["proved_broken"])
+        return statistic not in (*TREND_STATISTICS, "max", "min", "sum", "count")
 
     def _broken_buckets(self) -> Result | None:
         per = self.criterion.per
@@ -170,9 +186,7 @@ class _Judged:
             series = [point for point in self.points if point.where == where]
             for index in range(len(series)):
                 run = series[index : index + per.m]
-                bad = [
-                    p for p in run if p.figure.value is not None and not self.criterion.holds(p.figure.value)
-                ]
+                bad = [p for p in run if p.value is not None and not self.criterion.holds(p.value)]
                 if len(bad) >= per.n:
                     rule = f"{len(bad)} of {len(run)} buckets with evidence from {format_ms(run[0].start_ms)}"
                     return self.result(Verdict.FAIL, f"{self._said(bad[-1])} in {rule}", bad[-1])
@@ -184,7 +198,7 @@ class _Judged:
         for host in self.hosts:
             seen = [self._has_sample(cell) for cell in host.samples(starts)]
             share = sum(seen) / len(seen)
-            what = self.criterion.metric if self.criterion.origin is Origin.SAMPLES else "the collector"
+            what = self.criterion.metric if self._of_samples else "the collector"
             if share < self.criterion.coverage:
                 return self.result(
                     Verdict.NO_DATA,
@@ -196,10 +210,16 @@ class _Judged:
                 return self.result(Verdict.NO_DATA, f"{host.name}: no sample of {what} since {since}")
         return None if self.hosts else self.result(Verdict.NO_DATA, "no host has usable evidence")
 
-    def _has_sample(self, cell: Any) -> bool:
-        if self.criterion.origin is not Origin.SAMPLES:
+    @property
+    def _of_samples(self) -> bool:
+        """Whether each of the collector's samples should hold the metric."""
+        measure = MEASURES[self.criterion.metric]
+        return measure.origin is Origin.SAMPLES and not measure.occasional
+
+    def _has_sample(self, cell: SampleCell) -> bool:
+        if not self._of_samples:
             return bool(cell.samples)
-        if self.criterion.metric == "restarts":
+        if self.criterion.metric in CUMULATIVE:
             return bool(cell.starts_samples)
         return self.criterion.metric in cell.gauges
 
@@ -209,16 +229,23 @@ class _Judged:
         if self.criterion.origin is Origin.EVENTS and not self.arm.requests:
             arm = self.criterion.arm
             return self.wait(f"idle: no request was ordered to {arm}", missing=f"requests ordered to {arm}")
+        if MEASURES[self.criterion.metric].occasional and all(each.value is None for each in self.points):
+            metric = self.criterion.metric
+            return self.wait(f"{metric}: nothing to measure happened yet", missing=f"one {metric} at least")
+        if self.criterion.statistic in TREND_STATISTICS and not self.window.full:
+            return self.wait("looked at once, when the window is full")
         if point is None or point.figure.value is None:
             return self.wait(
-                "no bucket has evidence enough", missing=f"{self.criterion.min_samples} samples a bucket"
+                "no bucket has evidence enough" if not self.cumulative else self._said(point),
+                missing=f"{self.criterion.min_samples} samples",
             )
         if self.layer == "criterion" and not self.window.full:
             return self.wait(f"{self._said(point)} so far, but the window is not full", point)
         unknown = [each.where for each in self.points if each.figure.value is None]
-        if unknown:
+        if unknown and not MEASURES[self.criterion.metric].occasional:
             return self.wait(f"no value of {unknown[0]}", missing=f"evidence of {', '.join(unknown)}")
-        fewest = min((point.figure.samples for point in self.points), default=0)
+        known = [each for each in self.points if each.figure.value is not None]
+        fewest = min((each.figure.samples for each in known), default=0)
         if self.cumulative and fewest < self.criterion.min_samples:
             lacking = self.criterion.min_samples - fewest
             return self.wait(
@@ -226,17 +253,28 @@ class _Judged:
                 point,
                 f"{lacking} more",
             )
-        if self.criterion.proof == "both" and not self.proof["proved_kept"]:
-            needed = proof.perfect_requests_needed(self.proof["limit"])
-            more = f"more requests (without any fault {needed} prove it, {self.arm.requests} came)"
-            return self.wait(f"{self._said(point)}, not proved at alpha {proof.ALPHA:g}", point, more)
+        if self.criterion.proved and not self.proof["proved_kept"]:
+            said = f"{self._said(point)}, neither proved kept (alpha {ALPHA_KEPT:g}) nor broken"
+            return self.wait(said, point, self._unproved())
         return None
 
     def held(self) -> Result:
         """PASS."""
         point = self._worst()
-        proved = "; proved" if self.proof and self.proof["proved_kept"] else ""
+        proved = "; proved" if self.criterion.proved else ""
         return self.result(Verdict.PASS, f"{self._said(point)}{proved}", point)
+
+    def _unproved(self) -> str:
+        """How much evidence is missing."""
+        bad, requests, limit = self.proof["bad"], self.proof["requests"], self.proof["limit"]
+        more = proof.more_requests_needed(bad, requests, limit)
+        perfect = proof.perfect_requests_needed(limit)
+        if more is None:
+            return f"fewer bad requests: {bad:g} of {requests} is more than the limit on their mean"
+        return (
+            f"{more} more requests as good as the {requests} so far "
+            f"(without any fault, {perfect} in all prove it)"
+        )
 
     # How a result is put.
 
@@ -245,40 +283,43 @@ class _Judged:
         if not self.points:
             return None
         upper = self.criterion.compare in ("lt", "le")
+        known = [each for each in self.points if each.value is not None]
+        if not known:
+            return self.points[0]
 
         def badness(point: _Point) -> float:
-            if point.figure.value is None:
-                return float("-inf") if any(p.figure.value is not None for p in self.points) else 0.0
-            return point.figure.value if upper else -point.figure.value
+            value = point.value or 0.0
+            return value if upper else -value
 
-        return max(self.points, key=badness)
+        return max(known, key=badness)
 
     def _said(self, point: _Point | None) -> str:
         criterion = self.criterion
         if point is None or point.figure.value is None:
             return f"{criterion.statistic} of {criterion.metric} has no value; the limit is {criterion.limit}"
         counted = "requests" if criterion.origin is Origin.EVENTS else "samples"
+        proved = ""
+        if point.decides is not None:
+            proved = f", at least {point.decides:.4g} with {100 * CONFIDENCE:g} % confidence,"
         return (
-            f"{criterion.statistic} of {criterion.metric} is {point.figure.value:.6g} {criterion.unit} "
-            f"on {point.figure.samples} {counted} ({point.where}); the limit is {criterion.limit}"
+            f"{criterion.statistic} of {criterion.metric} is {point.figure.value:.6g} {criterion.unit}"
+            f"{proved} on {point.figure.samples} {counted} ({point.where}); the limit is {criterion.limit}"
         )
 
     def wait(self, reason: str, point: _Point | None = None, missing: str = "") -> Result:
         """INCONCLUSIVE, with the time at which asking again makes sense."""
-        full_at = self.window.full_at_ms
-        again = full_at if self.layer == "criterion" and not self.window.full else None
-        again = again or self.window.end_ms + self.window.bucket_ms
-        missing = missing or f"time until {format_ms(again)}"
-        return self.result(Verdict.INCONCLUSIVE, reason, point, again, missing)
+        return hold(
+            self.criterion,
+            self.layer,
+            self.window,
+            reason,
+            observed=point.figure if point else NOTHING,
+            where=point.where if point else FLEET,
+            missing=missing,
+            proof=self.proof,
+        )
 
-    def result(
-        self,
-        verdict: Verdict,
-        reason: str,
-        point: _Point | None = None,
-        ask_again_ms: int | None = None,
-        missing: str = "",
-    ) -> Result:
+    def result(self, verdict: Verdict, reason: str, point: _Point | None = None) -> Result:
         """A result of this criterion."""
         return Result(
             criterion=self.criterion,
@@ -288,7 +329,5 @@ class _Judged:
             reason=reason,
             observed=point.figure if point else NOTHING,
             where=point.where if point else FLEET,
-            ask_again_ms=ask_again_ms,
-            missing=missing,
             proof=self.proof,
         )

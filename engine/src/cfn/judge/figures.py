@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from cfn.judge.criterion import Criterion
+from cfn.judge.measures import COORDINATOR_UNIT, MEASURES
 from cfn.metrics.arm import MICRO, Arm
 from cfn.metrics.evidence import SampleCell
-from cfn.metrics.records import RATES
-
-_MAX_SLOPE_POINTS = 200  # pairs grow with the square; more points change a robust slope little
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,34 +22,48 @@ class Figure:
 def request_figure(criterion: Criterion, arm: Arm, seconds: float) -> Figure:
     """The figure of an event metric over the requests in `arm`, which took place in `seconds`."""
     value: float | None = None
-    if criterion.metric in RATES:
-        value = arm.rate_pct(criterion.metric)
-    elif criterion.metric == "requests":
+    if MEASURES[criterion.metric].statistics == {"mean": "pct"}:
+        rated = arm.rates.get(criterion.metric)
+        return Figure(_finite(arm.rate_pct(criterion.metric)), rated.rated if rated else 0)
+    if criterion.quantile is not None:
+        times = arm.times(criterion.metric)
+        return Figure(_finite(times.quantile(criterion.quantile)), times.total)
+    if criterion.metric == "requests":
         value = arm.requests if criterion.statistic == "count" else arm.requests / seconds
     elif arm.requests and criterion.metric == "fallbacks":
         fallbacks = sum(arm.fallbacks.values())
         value = fallbacks if criterion.statistic == "sum" else 100 * fallbacks / arm.requests
     elif arm.requests and criterion.statistic == "mean":
         value = arm.time_sum_us / 1_000 / arm.requests
-    elif arm.requests:
-        value = arm.times_ms.quantile(int(criterion.statistic[1:]) / 100)
     return Figure(_finite(value), arm.requests)
 
 
-def bad_fraction(criterion: Criterion, arm: Arm) -> tuple[float, float]:
-    """For cfn.judge.proof: the sum of the requests' bad fractions, and the limit on their mean. Bad is
-    what the criterion wants little of: errors, or what lacks to full delivery."""
-    total = arm.rate_sums[criterion.metric] / MICRO / 100
-    if criterion.compare in ("lt", "le"):
-        return total, criterion.threshold / 100
-    return max(0.0, arm.requests - total), 1 - criterion.threshold / 100
+def bad_sum(criterion: Criterion, arm: Arm) -> tuple[float, int]:
+    """For cfn.judge.proof: the sum of the requests' bad fractions, and their number. Bad is what the
+    criterion wants little of: errors, what lacks to full delivery, or requests slower than its limit."""
+    if criterion.quantile is not None:
+        times = arm.times(criterion.metric)
+        return float(times.above(criterion.threshold)), times.total
+    rate = arm.rates.get(criterion.metric)
+    if rate is None:
+        return 0.0, 0
+    total = rate.sum_micropct / MICRO / 100
+    return (total if criterion.compare in ("lt", "le") else max(0.0, rate.rated - total)), rate.rated
+
+
+def bad_limit(criterion: Criterion) -> float:
+    """The limit on the mean bad fraction."""
+    if criterion.quantile is not None:
+        return round(1 - criterion.quantile, 9)
+    share = criterion.threshold / 100
+    return share if criterion.compare in ("lt", "le") else round(1 - share, 9)
 
 
 def sample_figure(criterion: Criterion, cells: Sequence[SampleCell]) -> Figure:
     """The figure of a sample metric over one host's buckets, oldest first; those without it are skipped."""
-    if criterion.metric == "restarts":
+    if criterion.metric in ("restarts", "coordinator_restarts"):
         seen = [cell for cell in cells if cell.starts_samples]
-        total = sum(sum(cell.restarts.values()) for cell in seen)
+        total = sum(_restarts(criterion.metric, cell) for cell in seen)
         return Figure(float(total) if seen else None, sum(cell.starts_samples for cell in seen))
     gauges = [cell.gauges[criterion.metric] for cell in cells if criterion.metric in cell.gauges]
     samples = sum(gauge.samples for gauge in gauges)
@@ -67,12 +79,8 @@ def sample_figure(criterion: Criterion, cells: Sequence[SampleCell]) -> Figure:
             value = max(gauge.high for gauge in gauges)
         case "last":
             value = gauges[-1].last
-        case "relative_range":
-            value = relative_range_pct([gauge.low for gauge in gauges])
         case _:
-            points = [(index, cell.gauges[criterion.metric].low) for index, cell in enumerate(cells)
-                      if criterion.metric in cell.gauges]  # fmt: skip
-            value = slope_pct_per_window(points, len(cells))
+            value = relative_range_pct([gauge.low for gauge in gauges])
     return Figure(_finite(value), samples)
 
 
@@ -89,21 +97,15 @@ def relative_range_pct(levels: Sequence[float]) -> float | None:
     return 100 * (high - low) / 2 / middle
 
 
-def slope_pct_per_window(points: Sequence[tuple[int, float]], buckets: int) -> float | None:
-    """Theil-Sen slope (median of the slopes of all pairs) times the window's length, in percent of the
-    median. Of bucket minima: what grows under a leak is the level between two bursts of work. None
-    below 3 buckets."""
-    middle = median(value for _, value in points) if len(points) >= 3 else 0.0
-    if middle <= 0:
-        return None
-    step = math.ceil(len(points) / _MAX_SLOPE_POINTS)
-    chosen = points[::step]
-    slopes = [
-        (late - early) / (later - earlier)
-        for index, (earlier, early) in enumerate(chosen)
-        for later, late in chosen[index + 1 :]
-    ]
-    return 100 * median(slopes) * buckets / middle if slopes else None
+def levels(metric: str, cells: Sequence[SampleCell]) -> list[tuple[int, float]]:
+    """For a trend: the minimum of each bucket that has the gauge, by the bucket's number. Minima, since
+    what grows under a leak is the level between two bursts of work."""
+    return [(number, cell.gauges[metric].low) for number, cell in enumerate(cells) if metric in cell.gauges]
+
+
+def _restarts(metric: str, cell: SampleCell) -> int:
+    every = metric == "restarts"
+    return sum(count for unit, count in cell.restarts.items() if every or unit.startswith(COORDINATOR_UNIT))
 
 
 def _finite(value: float | None) -> float | None:

@@ -1,5 +1,6 @@
 """From the evidence that came to what is judged: each host read, checked and, if need be, refused."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cfn.judge.request import Request
@@ -19,7 +20,8 @@ UNSEEN_EVENTS_ALLOWED = 3
 class Host:
     """One host. `evidence` is None when `verdict` is not PASS: it is then left out and says `reason`.
 
-    `left_out` counts the requests of generations other than the ordered one, by generation.
+    `left_out` counts the requests of generations other than the ordered one, by generation; `v1` and
+    `v2` hold those of the ordered one by bucket, oldest first.
     """
 
     name: str
@@ -27,16 +29,13 @@ class Host:
     reason: str
     evidence: Evidence | None = None
     left_out: dict[int, int] = field(default_factory=dict)
+    v1: dict[int, Arm] = field(default_factory=dict)
+    v2: dict[int, Arm] = field(default_factory=dict)
 
     def arms(self, name: str, starts: range) -> list[tuple[int, Arm]]:
         """The arm ("v1" or "v2") of each bucket in `starts` that had requests, oldest first."""
-        merged: dict[int, Arm] = {}
-        if self.evidence is not None:
-            for (start, generation), cell in sorted(self.evidence.requests.items()):
-                arm = cell.v2 if name == "v2" else cell.v1
-                if start in starts and generation not in self.left_out and arm.requests:
-                    merged.setdefault(start, Arm()).merge(arm)
-        return sorted(merged.items())
+        arms = self.v2 if name == "v2" else self.v1
+        return [(start, arm) for start, arm in arms.items() if start in starts]
 
     def over_capacity(self, starts: range) -> int:
         """Requests outside the split."""
@@ -73,7 +72,25 @@ def _read_host(name: str, request: Request) -> Host:
         if evidence.generations[generation] != request.ordered:
             served = cell.v1.requests + cell.v2.requests
             left_out[generation] = left_out.get(generation, 0) + served
-    return Host(name=name, verdict=Verdict.PASS, reason="", evidence=evidence, left_out=left_out)
+    return Host(
+        name=name,
+        verdict=Verdict.PASS,
+        reason="",
+        evidence=evidence,
+        left_out=left_out,
+        v1=_arms(evidence, "v1", left_out),
+        v2=_arms(evidence, "v2", left_out),
+    )
+
+
+def _arms(evidence: Evidence, name: str, left_out: Mapping[int, int]) -> dict[int, Arm]:
+    """The arm of each bucket that had requests, over all generations that are not left out."""
+    merged: dict[int, Arm] = {}
+    for (start, generation), cell in sorted(evidence.requests.items()):
+        arm = cell.v2 if name == "v2" else cell.v1
+        if arm.requests and generation not in left_out:
+            merged.setdefault(start, Arm()).merge(arm)
+    return merged
 
 
 def _check(evidence: Evidence, request: Request) -> tuple[Verdict, str]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cfn.metrics.records import RATES
+from cfn.metrics.records import LEVEL_RATES, RATES
 
 
 class Origin(StrEnum):
@@ -11,18 +11,21 @@ class Origin(StrEnum):
 
     EVENTS = "events"  # coordination events, by ordered version
     SAMPLES = "samples"  # the collector's samples
-    LATER = "later"  # named by the stage table, not in the records of version 1
+    LEDGER = "ledger"  # what people recorded: incidents and attestations
+    COMPARISON = "comparison"  # V2 against V1, while both serve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """A metric. `units` are those that a criterion may give for each of its statistics."""
+    """A metric. `statistics` maps each to its unit. `occasional` is a figure that is there only after
+    something happened (a failover): without it a criterion waits, however well the collector works."""
 
     origin: Origin
-    statistics: dict[str, str]  # statistic: unit
+    statistics: dict[str, str]
+    occasional: bool = False
 
 
-def _gauge(unit: str) -> Measure:
+def _gauge(unit: str, *, occasional: bool = False) -> Measure:
     return Measure(
         origin=Origin.SAMPLES,
         statistics={
@@ -33,44 +36,55 @@ def _gauge(unit: str) -> Measure:
             "relative_range": "pct",
             "slope": "pct_per_window",
         },
+        occasional=occasional,
     )
 
 
-def _later(**statistics: str) -> Measure:
-    return Measure(origin=Origin.LATER, statistics=statistics)
+def _counted() -> Measure:
+    return Measure(origin=Origin.SAMPLES, statistics={"sum": "count"})
 
 
 _RATE = Measure(origin=Origin.EVENTS, statistics={"mean": "pct"})
+_TIMES = Measure(origin=Origin.EVENTS, statistics={"p50": "ms", "p95": "ms", "p99": "ms"}, occasional=True)
+_RATIO = Measure(origin=Origin.COMPARISON, statistics={"sequential": "ratio"})
 
 MEASURES: dict[str, Measure] = {
     "coordination_time_ms": Measure(
         origin=Origin.EVENTS, statistics={"p50": "ms", "p95": "ms", "p99": "ms", "mean": "ms"}
     ),
-    **dict.fromkeys(RATES, _RATE),
+    "coordination_time_typical_ms": _TIMES,
+    "coordination_time_large_ms": _TIMES,
+    **dict.fromkeys((*RATES, *LEVEL_RATES), _RATE),
     "requests": Measure(origin=Origin.EVENTS, statistics={"count": "count", "rate": "per_s"}),
     "fallbacks": Measure(origin=Origin.EVENTS, statistics={"sum": "count", "share": "pct"}),
     "memory_kb": _gauge("kb"),
+    "memory_coordinator_kb": _gauge("kb"),
+    "memory_worker_kb": _gauge("kb"),
     "fd_count": _gauge("count"),
     "tmpfs_pct": _gauge("pct"),
+    "tmpfs_used_mb": _gauge("mb"),
     "active_agents": _gauge("count"),
-    "restarts": Measure(origin=Origin.SAMPLES, statistics={"sum": "count"}),
-    # What later versions of the records will carry. A criterion on one of these is never PASS.
-    "coordinator_health": _later(min="count"),
-    "coordinator_restarts": _later(sum="count"),
-    "critical_incidents": _later(sum="count"),
-    "dashboards_healthy": _later(last="count"),
-    "failover_time_s": _later(max="s"),
-    "health_false_positive_pct": _later(share="pct"),
-    "memory_coordinator_kb": _later(max="kb"),
-    "memory_worker_kb": _later(max="kb"),
-    "mesh_delivery_rate_pct": _later(mean="pct"),
-    "runbooks_attested": _later(last="count"),
-    "tmpfs_used_mb": _later(max="mb"),
-    "v1_restoration_attested": _later(last="count"),
-    "v2_v1_time_ratio": _later(mean="ratio"),
-    "worker_delivery_rate_pct": _later(mean="pct"),
-    "worker_imbalance_pct": _later(max="pct"),
+    "coordinator_health": _gauge("count"),
+    "coordinator_response_time_ms": _gauge("ms"),
+    "queue_depth": _gauge("count"),
+    "team_coordination_time_ms": _gauge("ms", occasional=True),
+    "worker_imbalance_pct": _gauge("pct"),
+    "failover_time_s": _gauge("s", occasional=True),
+    "health_false_positive_pct": _gauge("pct"),
+    "restarts": _counted(),
+    "coordinator_restarts": _counted(),
+    "critical_incidents": Measure(origin=Origin.LEDGER, statistics={"sum": "count"}),
+    "attested": Measure(origin=Origin.LEDGER, statistics={"last": "count"}),
+    "error_ratio": _RATIO,
+    "nondelivery_ratio": _RATIO,
+    "coordination_time_ratio": Measure(
+        origin=Origin.COMPARISON, statistics={"p50": "ratio", "p95": "ratio", "mean": "ratio"}
+    ),
 }
 
+# The rate whose bad requests a comparison counts.
+COMPARED_RATES = {"error_ratio": "error_rate_pct", "nondelivery_ratio": "delivery_rate_pct"}
+
 # Counters that only rise: once over the limit, no later evidence brings them back under it.
-CUMULATIVE = ("fallbacks", "restarts")
+CUMULATIVE = ("fallbacks", "restarts", "coordinator_restarts")
+COORDINATOR_UNIT = "coordinator"  # how the units begin whose starts are `coordinator_restarts`

@@ -9,6 +9,7 @@ from cfn.judge.criterion import Criterion, read_criterion
 from cfn.judge.timescale import TimeScale
 from cfn.ledger.canonical import sha256
 from cfn.metrics import checks
+from cfn.metrics.arm import Arm
 from cfn.metrics.records import Ordered, read_config
 from cfn.metrics.times import parse_ms
 
@@ -16,7 +17,21 @@ REQUEST_VERSION = 1
 MAX_SKEW_MS = 60_000  # `since` is a host's clock, `now` the asker's; until then the traffic is settling
 
 _REQUIRED = ("environment", "stage", "step", "asked_by", "now", "since", "ordered", "hosts", "criteria")
-_OPTIONAL = ("v", "triggers", "evidence", "time_factor", "window_s", "release", "stage_table_sha256")
+_OPTIONAL = (
+    "v", "triggers", "evidence", "time_factor", "window_s", "release", "stage_table_sha256",
+    "facts", "v1_history", "retrospective", "blind_limit_s",
+)  # fmt: skip
+DEFAULT_BLIND_LIMIT_S = 900.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What people recorded in the ledger: critical incidents that count against V2, by name, and each
+    item of the stage with whether it is attested to hold (`cfn rollout facts`)."""
+
+    critical_incidents: int
+    incidents: tuple[str, ...]
+    attested: Mapping[str, bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +54,10 @@ class Request:
     release: str
     stage_table_sha256: str
     sha256: str
+    facts: Facts | None = None
+    v1_history: Arm | None = None
+    retrospective: bool = False
+    blind_limit_s: float = DEFAULT_BLIND_LIMIT_S
 
     @property
     def bucket_ms(self) -> int:
@@ -97,7 +116,31 @@ def _read(value: Mapping[str, Any]) -> Request:
         release=checks.text(value.get("release", ""), "release"),
         stage_table_sha256=checks.text(value.get("stage_table_sha256", ""), "stage_table_sha256"),
         sha256=sha256(value),
+        facts=_facts(value.get("facts")),
+        v1_history=_history(value.get("v1_history")),
+        retrospective=checks.boolean(value.get("retrospective", False), "retrospective"),
+        blind_limit_s=scale.blind_limit_s(
+            checks.number(value.get("blind_limit_s", DEFAULT_BLIND_LIMIT_S), "blind_limit_s", low=1)
+        ),
     )
+
+
+def _facts(value: object) -> Facts | None:
+    if value is None:
+        return None
+    facts = checks.mapping(value, "facts")
+    attested = checks.mapping(facts.get("attested"), "facts.attested")
+    return Facts(
+        critical_incidents=checks.whole(facts.get("critical_incidents"), "facts.critical_incidents"),
+        incidents=tuple(
+            checks.text(each, "incident") for each in checks.sequence(facts.get("incidents"), "incidents")
+        ),
+        attested={item: checks.boolean(holds, f"attested.{item}") for item, holds in attested.items()},
+    )
+
+
+def _history(value: object) -> Arm | None:
+    return None if value is None else Arm.from_json(checks.mapping(value, "v1_history"))
 
 
 def _criteria(value: object, name: str, scale: TimeScale, window_s: float | None) -> tuple[Criterion, ...]:

@@ -13,6 +13,7 @@ FLOOR_INTERVAL_S = 0.5  # one reading of all processes costs some 10 ms
 FLOOR_BUCKET_S = 2.0  # four samples
 FLOOR_SETTLE_S = 3.0  # a flip takes effect within a second; its first coordinations end after that
 FLOOR_WINDOW_BUCKETS = 10
+FLOOR_BLIND_S = 10.0  # some buckets: one that is late is not blindness
 FLOOR_CADENCE_S = 2.0  # nothing new is to be seen before the next bucket
 
 
@@ -52,6 +53,10 @@ class TimeScale:
     def cadence_s(self, cadence_s: float) -> float:
         """The time between two looks."""
         return self._scaled(cadence_s, FLOOR_CADENCE_S)
+
+    def blind_limit_s(self, limit_s: float) -> float:
+        """How long hosts may be unseen while V2 serves."""
+        return self._scaled(limit_s, FLOOR_BLIND_S)
 
     def window_s(self, window_s: float, bucket_s: float) -> float:
         """The length of a window whose unscaled buckets are `bucket_s` long."""

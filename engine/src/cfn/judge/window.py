@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from cfn.judge.criterion import Criterion
 from cfn.judge.request import Request
 
+MAX_BUCKETS = 20_000  # of one query, as `cfn metrics` has it; ten weeks of 5-minute buckets
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
@@ -27,13 +29,18 @@ class Window:
 
 
 def window_of(criterion: Criterion, since_ms: int, now_ms: int) -> Window:
-    """The window of a criterion (on its scale) for traffic that has been as it is since `since_ms`."""
+    """The window of a criterion (on its scale) for traffic that has been as it is since `since_ms`.
+
+    It has the criterion's length, back from now; that of one that `grows` begins when the traffic had
+    settled, MAX_BUCKETS ago at most.
+    """
     bucket_ms = round(criterion.bucket_s * 1_000)
     length_ms = max(1, round(criterion.window_s * 1_000) // bucket_ms) * bucket_ms
     settled_ms = since_ms + round(criterion.settle_s * 1_000)
     first_ms = -(-settled_ms // bucket_ms) * bucket_ms
     end_ms = now_ms // bucket_ms * bucket_ms
-    start_ms = max(first_ms, end_ms - length_ms)
+    longest_ms = max(length_ms, MAX_BUCKETS * bucket_ms) if criterion.grows else length_ms
+    start_ms = max(first_ms, end_ms - longest_ms)
     return Window(
         start_ms=start_ms,
         end_ms=max(start_ms, end_ms),

@@ -33,19 +33,24 @@ class Histogram:
         """How many values were added."""
         return self.zeros + sum(self.counts.values())
 
-    def add(self, value: float) -> None:
-        """Count one value, 0 to LARGEST. The caller has checked that it is finite."""
+    def add(self, value: float, times: int = 1) -> None:
+        """Count a value, 0 to LARGEST, so many times. The caller has checked that it is finite."""
         if value < SMALLEST:
-            self.zeros += 1
+            self.zeros += times
             return
         index = math.ceil(math.log(value) / _LOG_GAMMA)
-        self.counts[index] = self.counts.get(index, 0) + 1
+        self.counts[index] = self.counts.get(index, 0) + times
 
     def merge(self, other: "Histogram") -> None:
         """Add the counts of another histogram."""
         self.zeros += other.zeros
         for index, count in other.counts.items():
             self.counts[index] = self.counts.get(index, 0) + count
+
+    def without(self, part: "Histogram") -> "Histogram":
+        """What is left of these values without `part` of them."""
+        left = {index: count - part.counts.get(index, 0) for index, count in self.counts.items()}
+        return Histogram(self.zeros - part.zeros, {index: count for index, count in left.items() if count})
 
     def quantile(self, share: float) -> float | None:
         """The value below which `share` of the values lie, by nearest rank; None of an empty one."""
@@ -63,6 +68,14 @@ class Histogram:
             if rank <= seen:
                 break
         return float(2.0 * _GAMMA**last / (_GAMMA + 1.0))
+
+    def above(self, limit: float) -> int:
+        """How many values lie above `limit`; those in the limit's own bucket count if most of it does."""
+        if limit < SMALLEST:
+            return self.total - self.zeros
+        return sum(
+            count for index, count in self.counts.items() if 2.0 * _GAMMA**index / (_GAMMA + 1.0) > limit
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The object that evidence carries."""

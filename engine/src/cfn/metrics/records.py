@@ -17,6 +17,10 @@ RECORD_VERSION = 1
 OUTCOMES = ("done", "partial", "failed", "refused")
 FALLBACKS = ("error", "time", "delivery")
 RATES = ("delivery_rate_pct", "completion_rate_pct", "error_rate_pct")
+# Carried by events of the hybrid topology only.
+LEVEL_RATES = ("mesh_delivery_rate_pct", "worker_delivery_rate_pct")
+# What a rate is when nothing is wrong.
+PERFECT_PCT = dict.fromkeys((*RATES, *LEVEL_RATES), 100.0) | {"error_rate_pct": 0.0}
 GAUGES = (
     "memory_kb",
     "fd_count",
@@ -25,9 +29,21 @@ GAUGES = (
     "coordination_time",
     "coordination_time_p95",
     "delivery_rate",
+    "coordinator_health",
+    "coordinator_response_time_ms",
+    "failover_time_s",
+    "health_false_positive_pct",
+    "memory_coordinator_kb",
+    "memory_growth_rate",
+    "memory_worker_kb",
+    "queue_depth",
+    "team_coordination_time_ms",
+    "tmpfs_used_mb",
+    "worker_imbalance_pct",
 )
-UNITS = ("conductor", "spawner", "router")
-_PERCENT_GAUGES = ("tmpfs_pct", "delivery_rate")
+MAX_UNITS = 64
+_SIGNED_GAUGES = ("memory_growth_rate",)
+_PERCENT_GAUGES = ("tmpfs_pct", "delivery_rate", "health_false_positive_pct")
 _VERSIONS = ("v1", "v2")
 
 Version = Literal["v1", "v2"]
@@ -62,11 +78,14 @@ class GenerationStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coordinated:
-    """One coordination that ended. `rates_pct` is in the order of RATES."""
+    """One coordination that ended. `split_on` is what its bucket is the bucket of: its sticky key, else
+    its task's id. `rates_pct` is in the order of RATES, `level_rates_pct` in that of LEVEL_RATES, None
+    where the topology has no such level."""
 
     time_ms: int
     release: str
     task_id: str
+    split_on: str
     agents: int
     bucket: int
     generation: int
@@ -77,18 +96,26 @@ class Coordinated:
     outcome: str
     coordination_time_ms: float
     rates_pct: tuple[float, float, float]
+    level_rates_pct: tuple[float | None, float | None] = (None, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """One sample of the collector: the gauges it could read, starts by unit if it could, and how many
-    requests of the split it saw end since the sample before (None if it could not see)."""
+    """One sample of the collector: the gauges it could read, starts by unit if it could, how many
+    requests of the split it saw end since the sample before (None if it could not see), and when the
+    host booted."""
 
     time_ms: int
     release: str
     gauges: Mapping[str, float] = field(default_factory=dict)
     starts: Mapping[str, int] = field(default_factory=dict)
     requests: int | None = None
+    boot_time_s: float | None = None
+
+
+def gauge_range(name: str) -> tuple[float, float]:
+    """The values that a gauge can have."""
+    return -1e15 if name in _SIGNED_GAUGES else 0.0, 100.0 if name in _PERCENT_GAUGES else 1e15
 
 
 def read_event(line: bytes) -> GenerationStarted | Coordinated:
@@ -106,17 +133,22 @@ def read_sample(line: bytes) -> Sampled:
     value = _load(line)
     try:
         gauges = {
-            name: checks.number(value[name], name, high=100.0 if name in _PERCENT_GAUGES else 1e15)
+            name: checks.number(value[name], name, low=gauge_range(name)[0], high=gauge_range(name)[1])
             for name in GAUGES
             if name in value
         }
         starts = checks.mapping(value.get("starts", {}), "starts")
+        if len(starts) > MAX_UNITS:
+            raise ValueError(f"starts names {len(starts)} units; {MAX_UNITS} are allowed")
         return Sampled(
             time_ms=round(checks.number(value.get("timestamp"), "timestamp", high=2.5e11) * 1_000),
             release=checks.text(value.get("release"), "release"),
             gauges=gauges,
-            starts={unit: checks.whole(starts[unit], f"starts.{unit}") for unit in UNITS if unit in starts},
+            starts={unit[:64]: checks.whole(count, f"starts.{unit}") for unit, count in starts.items()},
             requests=_requests(value),
+            boot_time_s=checks.number(value["boot_time_s"], "boot_time_s")
+            if "boot_time_s" in value
+            else None,
         )
     except ValueError as error:
         raise _damaged(error) from None
@@ -134,7 +166,7 @@ def read_config(value: Mapping[str, Any]) -> Ordered:
 
 def _load(line: bytes) -> dict[str, Any]:
     try:
-        value = checks.load_object(line.decode())
+        value = checks.load_object(line)
     except checks.NotFiniteError as error:
         raise DamagedLineError("not_finite", str(error)) from None
     except ValueError as error:
@@ -168,6 +200,7 @@ def _generation(value: Mapping[str, Any]) -> GenerationStarted:
 def _coordination(value: Mapping[str, Any]) -> Coordinated:
     fallback = value.get("fallback")
     rates = [checks.number(value.get(rate), rate, high=100.0) for rate in RATES]
+    levels = [_optional_pct(value, rate) for rate in LEVEL_RATES]
     states = checks.mapping(value.get("states"), "states")
     agents = checks.whole(value.get("agents"), "agents")
     if sum(checks.whole(count, "states") for count in states.values()) != agents:
@@ -176,6 +209,7 @@ def _coordination(value: Mapping[str, Any]) -> Coordinated:
         time_ms=parse_ms(checks.text(value.get("time"), "time")),
         release=checks.text(value.get("release"), "release"),
         task_id=checks.text(value.get("task_id"), "task_id"),
+        split_on=checks.text(value.get("sticky_key", value.get("task_id")), "sticky_key"),
         agents=agents,
         bucket=checks.whole(value.get("bucket"), "bucket", high=9_999),
         generation=checks.whole(value.get("generation"), "generation", low=1),
@@ -188,4 +222,9 @@ def _coordination(value: Mapping[str, Any]) -> Coordinated:
             value.get("coordination_time_ms"), "coordination_time_ms", high=LARGEST
         ),
         rates_pct=(rates[0], rates[1], rates[2]),
+        level_rates_pct=(levels[0], levels[1]),
     )
+
+
+def _optional_pct(value: Mapping[str, Any], rate: str) -> float | None:
+    return None if value.get(rate) is None else checks.number(value[rate], rate, high=100.0)

@@ -1,121 +1,218 @@
-"""The reduction: lines of events and samples in, evidence out. Pure; memory grows with the number
+"""The reduction: pieces of the events and samples files in, evidence out. Memory grows with the number
 of buckets in the window and of generations, not with the number of lines.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from array import array
+from collections import deque
+from collections.abc import Iterable
+from decimal import Decimal
 
-from cfn.metrics.evidence import ArmsCheck, Evidence, Gauge, RequestCell, SampleCell, Source
-from cfn.metrics.files import Line
-from cfn.metrics.records import (
-    Coordinated,
-    DamagedLineError,
-    GenerationStarted,
-    Sampled,
-    read_event,
-    read_sample,
-)
-from cfn.router.split import bucket, ordered_version
+from cfn.metrics.evidence import Evidence, Gauge, RequestCell, SampleCell, Source
+from cfn.metrics.files import MAX_LINE_BYTES, Piece
+from cfn.metrics.memory import Memory
+from cfn.metrics.records import DamagedLineError, GenerationStarted, Ordered, Sampled, read_sample
+from cfn.metrics.tallier import Tallier, in_order
+from cfn.metrics.tally import DISORDER_TOLERANCE_MS, MAX_EXAMPLES, Cell, Damage, Tally
 
 FUTURE_TOLERANCE_MS = 2_000  # a clock that is being slewed; more is a wrong clock
-DISORDER_TOLERANCE_MS = 1_000  # two coordinations that end together may be written in either order
-MAX_EXAMPLES = 5
-LINES_REMEMBERED = 65_536
-
-Record = GenerationStarted | Coordinated | Sampled
+LINES_REMEMBERED = 65_536  # a duplicate is recognised among at least so many events before it
+HOST = "host"  # among the units whose restarts are counted: a reboot hides no crash, it is one
+REBOOT_TOLERANCE_S = 60.0  # the boot time is now minus the uptime, and the clock may be set meanwhile
 
 
-class _Reader:
-    """Reads the lines of one file and counts their damage.
+def reduce_events(
+    pieces: Iterable[Piece], evidence: Evidence, *, split_key: str, now_ms: int, memory: Memory
+) -> None:
+    """Fill the request side of `evidence` from the pieces of the events file, oldest first. Raises
+    OSError when one cannot be read. Forks helpers for a large file: not for a process with threads."""
+    merging = _Events(evidence, split_key)
+    tallier = Tallier(split_key, evidence.bucket_ms, now_ms + FUTURE_TOLERANCE_MS, memory)
+    for piece, found in in_order(list(pieces), tallier):
+        evidence.events.present = True
+        doubled = merging.doubled(found)
+        merging.add(tallier.without(piece, doubled) if doubled else found)
+        if piece.damage:
+            merging.add(Tally(damage=[Damage(piece.damage, 0, None)]))
+    merging.finish()
+    memory.forget_old()
 
-    Damage before the last record that is older than the window is forgotten: it cannot belong to the
-    window. A duplicate is recognised among the last LINES_REMEMBERED lines.
-    """
 
-    def __init__(self, source: Source, evidence: Evidence, now_ms: int) -> None:
+class _DamageCount:
+    """Damaged lines of one file that can belong to the window: not those between two records that are
+    older than it, nor those between two that are younger."""
+
+    def __init__(self, source: Source, evidence: Evidence) -> None:
         self._source = source
         self._since_ms = evidence.since_ms
         self._until_ms = evidence.until_ms
-        self._now_ms = now_ms
         self._newest_ms = 0
-        self._recent: dict[int, None] = {}
+        self._open: list[Damage] = []
 
-    def read(self, line: Line, parse: Callable[[bytes], Record]) -> Record | None:
-        """The record of a line, or None if the line is damaged or doubled (and counted as such)."""
-        self._source.present = True
-        if line.damage:
-            self._count(line.damage)
-            return None
-        try:
-            record = parse(line.content)
-        except DamagedLineError as error:
-            self._count(error.kind)
-            return None
-        # Only now: two lines that were cut at the same place are two lost records, not one twice.
-        if self._doubled(line.content):
-            self._count("duplicate")
-            return None
-        if record.time_ms > self._now_ms + FUTURE_TOLERANCE_MS:
-            self._count("future")
-            return None
-        if max(record.time_ms, self._newest_ms) < self._since_ms:
-            self._source.damaged = dict.fromkeys(self._source.damaged, 0)
-        elif record.time_ms < self._newest_ms - DISORDER_TOLERANCE_MS:
-            self._count("out_of_order")
-        self._newest_ms = max(self._newest_ms, record.time_ms)
-        return record
+    def add(self, found: Tally) -> None:
+        """The damage of the next piece."""
+        if found.lines:
+            first_ms = max(self._newest_ms, found.first_ms)
+            for damage in self._open:
+                self._count(damage, first_ms)
+            self._open.clear()
+        for damage in found.damage:
+            placed = Damage(
+                damage.kind, max(damage.before_ms, self._newest_ms), damage.after_ms, damage.count
+            )
+            if damage.after_ms is None:
+                self._open.append(placed)
+            else:
+                self._count(placed, max(damage.after_ms, self._newest_ms))
+        self._newest_ms = max(self._newest_ms, found.newest_ms)
 
-    def in_window(self, record: Record) -> bool:
-        """Whether a record's time lies in the window."""
-        return self._since_ms <= record.time_ms < self._until_ms
+    def finish(self) -> None:
+        """No record follows: what is open may belong to the window."""
+        for damage in self._open:
+            self._count(damage, self._until_ms)
 
-    def _count(self, kind: str) -> None:
-        self._source.damaged[kind] += 1
-
-    def _doubled(self, content: bytes) -> bool:
-        key = hash(content)
-        if key in self._recent:
-            return True
-        self._recent[key] = None
-        if len(self._recent) > LINES_REMEMBERED:
-            del self._recent[next(iter(self._recent))]
-        return False
+    def _count(self, damage: Damage, after_ms: int) -> None:
+        if after_ms >= self._since_ms and damage.before_ms < self._until_ms:
+            self._source.damaged[damage.kind] += damage.count
 
 
-def reduce_events(lines: Iterable[Line], evidence: Evidence, *, split_key: str, now_ms: int) -> None:
-    """Fill the request side of `evidence` from the lines of the events file, oldest first."""
-    reader = _Reader(evidence.events, evidence, now_ms)
-    recorded: dict[int, GenerationStarted] = {}
-    key_sha256 = hashlib.sha256(split_key.encode()).hexdigest()[:16]
-    for line in lines:
-        record = reader.read(line, read_event)
-        if isinstance(record, GenerationStarted):
-            recorded[record.generation] = record
+class _Events:
+    """Tallies merged into evidence, in the order of the file."""
+
+    def __init__(self, evidence: Evidence, split_key: str) -> None:
+        self._evidence = evidence
+        self._key_sha256 = hashlib.sha256(split_key.encode()).hexdigest()[:16]
+        self._recorded: dict[int, GenerationStarted] = {}
+        self._damage = _DamageCount(evidence.events, evidence)
+        self._recent: deque[set[int]] = deque()
+        self._remembered: set[int] = set()
+
+    def doubled(self, found: Tally) -> frozenset[int]:
+        """The keys of a tally that occurred among the events before."""
+        keys = set(array("Q", found.keys))
+        doubled = frozenset(keys & self._remembered)
+        self._recent.append(keys)
+        self._remembered |= keys
+        while len(self._remembered) - len(self._recent[0]) >= LINES_REMEMBERED:
+            self._remembered -= self._recent.popleft()
+        return doubled
+
+    def add(self, found: Tally) -> None:
+        """Merge the next tally."""
+        evidence = self._evidence
+        for record in found.generations:
+            self._recorded[record.generation] = record
             if record.time_ms < evidence.until_ms:
                 evidence.latest_generation = max(evidence.latest_generation or 0, record.generation)
                 evidence.generations[record.generation] = record.config
-        elif isinstance(record, Coordinated) and reader.in_window(record):
-            evidence.events.records += 1
-            _check_arm(record, recorded.get(record.generation), split_key, key_sha256, evidence.arms)
-            _add_event(record, evidence)
-    used = {generation for _, generation in evidence.requests} | {evidence.latest_generation}
-    evidence.generations = {key: value for key, value in evidence.generations.items() if key in used}
+        self._damage.add(found)
+        for cell in found.cells:
+            if evidence.since_ms <= cell.start_ms < evidence.until_ms:
+                self._add_cell(cell)
+
+    def finish(self) -> None:
+        """Nothing follows."""
+        self._damage.finish()
+        evidence = self._evidence
+        used = {generation for _, generation in evidence.requests} | {evidence.latest_generation}
+        evidence.generations = {key: value for key, value in evidence.generations.items() if key in used}
+
+    def _add_cell(self, cell: Cell) -> None:
+        evidence = self._evidence
+        evidence.events.records += cell.events
+        evidence.releases |= cell.releases
+        config = Ordered(version=cell.version, traffic_pct=Decimal(str(cell.traffic_pct)).normalize())
+        evidence.generations.setdefault(cell.generation, config)
+        evidence.latest_generation = max(evidence.latest_generation or 0, cell.generation)
+        self._check(cell, config)
+        key = (cell.start_ms, cell.generation)
+        total = evidence.requests.get(key) or RequestCell()
+        total.v1.merge(cell.v1)
+        total.v2.merge(cell.v2)
+        total.over_capacity += cell.outside
+        evidence.requests[key] = total
+
+    def _check(self, cell: Cell, config: Ordered) -> None:
+        """Hold a cell to the record of its generation."""
+        arms = self._evidence.arms
+        generation = self._recorded.get(cell.generation)
+        arms.checked += cell.events
+        arms.mismatches += cell.mismatches
+        examples = list(cell.examples)
+        if generation is None:
+            arms.unrecorded += cell.events
+        elif generation.split_key_sha256 != self._key_sha256 or generation.config != config:
+            arms.mismatches += cell.events - cell.mismatches
+            what = "configuration" if generation.config != config else "split key"
+            examples.append(f"generation {cell.generation}: its events carry another {what} than its record")
+        else:
+            small = {agents: n for agents, n in cell.over_capacity.items() if agents <= generation.max_agents}
+            if small:
+                arms.mismatches += sum(small.values())
+                examples.append(f"called over capacity with {max(small)} of {generation.max_agents} agents")
+        arms.examples += examples[: MAX_EXAMPLES - len(arms.examples)]
 
 
-def reduce_samples(lines: Iterable[Line], evidence: Evidence, *, now_ms: int) -> None:
-    """Fill the sample side of `evidence` from the lines of the samples file, oldest first."""
-    reader = _Reader(evidence.samples, evidence, now_ms)
-    before: Sampled | None = None
-    for line in lines:
-        record = reader.read(line, read_sample)
-        if not isinstance(record, Sampled):
-            continue
-        if reader.in_window(record):
-            evidence.samples.records += 1
-            _add_sample(record, before, evidence)
+def reduce_samples(pieces: Iterable[Piece], evidence: Evidence, *, now_ms: int) -> None:
+    """Fill the sample side of `evidence` from the pieces of the samples file, oldest first. Raises
+    OSError when one cannot be read."""
+    reducing = _Samples(evidence, now_ms + FUTURE_TOLERANCE_MS)
+    for piece in pieces:
+        evidence.samples.present = True
+        for line in piece.read().split(b"\n"):
+            if line.strip():
+                reducing.line(line)
+        if piece.damage:
+            reducing.damaged(piece.damage)
+    reducing.finish()
+
+
+class _Samples:
+    """Samples added to evidence one by one. One with the very bytes of the one before is a duplicate."""
+
+    def __init__(self, evidence: Evidence, future_ms: int) -> None:
+        self._evidence = evidence
+        self._future_ms = future_ms
+        self._damage = _DamageCount(evidence.samples, evidence)
+        self._newest_ms = 0
+        self._before: Sampled | None = None
+        self._recent: deque[bytes] = deque(maxlen=1_024)
+
+    def line(self, line: bytes) -> None:
+        """Read one line."""
+        if len(line) > MAX_LINE_BYTES:
+            self.damaged("too_long")
+            return
+        try:
+            sample = read_sample(line)
+        except DamagedLineError as error:
+            self.damaged(error.kind)
+            return
+        if sample.time_ms > self._future_ms:
+            self.damaged("future")
+            return
+        if sample.time_ms < self._newest_ms - DISORDER_TOLERANCE_MS:
+            self.damaged("out_of_order")
+        if sample.time_ms <= self._newest_ms and line in self._recent:
+            self.damaged("duplicate")
+            return
+        self._recent.append(line)
+        self._newest_ms = max(self._newest_ms, sample.time_ms)
+        self._damage.add(Tally(lines=1, first_ms=sample.time_ms, newest_ms=sample.time_ms))
+        if self._evidence.since_ms <= sample.time_ms < self._evidence.until_ms:
+            self._evidence.samples.records += 1
+            _add_sample(sample, self._before, self._evidence)
         # Starts compare with the newest sample so far: an old one that comes late is no restart.
-        if record.starts and (before is None or record.time_ms > before.time_ms):
-            before = record
+        if sample.starts and (self._before is None or sample.time_ms > self._before.time_ms):
+            self._before = sample
+
+    def damaged(self, kind: str) -> None:
+        """Count one line that is no sample."""
+        self._damage.add(Tally(damage=[Damage(kind, 0, None)]))
+
+    def finish(self) -> None:
+        """Nothing follows."""
+        self._damage.finish()
 
 
 def restarts_since(before: int, now: int) -> int:
@@ -124,49 +221,6 @@ def restarts_since(before: int, now: int) -> int:
     A deliberate restart (or a reboot) puts the count back to 1; what is above that came after.
     """
     return now - before if now >= before else max(0, now - 1)
-
-
-def _check_arm(
-    event: Coordinated,
-    generation: GenerationStarted | None,
-    split_key: str,
-    key_sha256: str,
-    arms: ArmsCheck,
-) -> None:
-    arms.checked += 1
-    arms.unrecorded += generation is None
-    problem = ""
-    expected_bucket = bucket(split_key, event.task_id)
-    if generation is not None and generation.split_key_sha256 != key_sha256:
-        problem = f"generation {event.generation} used another split key than the configuration's"
-    elif generation is not None and generation.config != event.config:
-        problem = f"it carries another configuration than its generation {event.generation}"
-    elif event.bucket != expected_bucket:
-        problem = f"bucket {event.bucket}, recomputed {expected_bucket}"
-    elif event.reason == "split":
-        expected = ordered_version(event.config.version, event.config.traffic_pct, expected_bucket)
-        if event.ordered != expected:
-            problem = f"ordered {event.ordered}, recomputed {expected} (bucket {expected_bucket})"
-    elif event.ordered != "v1":
-        problem = "over capacity, but not ordered v1"
-    elif generation is not None and event.agents <= generation.max_agents:
-        problem = f"called over capacity with {event.agents} of {generation.max_agents} agents"
-    if problem:
-        arms.mismatches += 1
-        if len(arms.examples) < MAX_EXAMPLES:
-            arms.examples.append(f"task {event.task_id[:64]}: {problem}")
-
-
-def _add_event(event: Coordinated, evidence: Evidence) -> None:
-    evidence.releases.add(event.release)
-    evidence.generations.setdefault(event.generation, event.config)
-    evidence.latest_generation = max(evidence.latest_generation or 0, event.generation)
-    start = event.time_ms - event.time_ms % evidence.bucket_ms
-    cell = evidence.requests.setdefault((start, event.generation), RequestCell())
-    if event.reason == "over_capacity":
-        cell.over_capacity += 1
-    else:
-        (cell.v2 if event.ordered == "v2" else cell.v1).add(event)
 
 
 def _add_sample(sample: Sampled, before: Sampled | None, evidence: Evidence) -> None:
@@ -178,11 +232,19 @@ def _add_sample(sample: Sampled, before: Sampled | None, evidence: Evidence) -> 
         cell.gauges.setdefault(name, Gauge()).add(value)
     if evidence.samples.records > 1 and sample.requests is not None:
         cell.requests_seen += sample.requests  # those of the first began before the window
+    follows = before if before is not None and sample.time_ms > before.time_ms else None
+    if follows is not None and _rebooted(follows, sample):
+        cell.restarts[HOST] = cell.restarts.get(HOST, 0) + 1
     if not sample.starts:
         return
     cell.starts_samples += 1
     for unit, starts in sample.starts.items():
-        rise = 0
-        if before is not None and sample.time_ms > before.time_ms:
-            rise = restarts_since(before.starts.get(unit, starts), starts)
+        rise = restarts_since(follows.starts.get(unit, starts), starts) if follows is not None else 0
         cell.restarts[unit] = cell.restarts.get(unit, 0) + rise
+
+
+def _rebooted(before: Sampled, now: Sampled) -> bool:
+    """Whether the host started anew between two samples."""
+    if before.boot_time_s is None or now.boot_time_s is None:
+        return False
+    return now.boot_time_s > before.boot_time_s + REBOOT_TOLERANCE_S
