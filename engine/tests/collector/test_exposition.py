@@ -9,6 +9,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cfn.collector.exposition import EXPOSED, Exposition
+from cfn.metrics.series import GAUGE_SERIES
 from engine.tests.collector.test_collector import coordinated
 
 FULL: dict[str, Any] = {each.field: 2.0 for each in EXPOSED} | {"starts": {"conductor": 3}}
@@ -16,7 +17,7 @@ FULL: dict[str, Any] = {each.field: 2.0 for each in EXPOSED} | {"starts": {"cond
 
 def exposed(record: dict[str, Any], *ended: Any) -> dict[str, float]:
     exposition = Exposition()
-    exposition.show(record, ended)
+    exposition.show(record, ended, in_force=None, as_ordered=lambda event: event.task_id != "t-4000")
     families = text_string_to_metric_families(generate_latest(exposition.registry).decode())
     return {
         sample.name + "".join(f",{key}={value}" for key, value in sorted(sample.labels.items())): sample.value
@@ -53,6 +54,8 @@ def test_coordinations_are_counted_by_ordered_version_within_the_split() -> None
     assert found["cfn_coordination_delivery_ratio_sum_total,ordered=v2"] == pytest.approx(1.9)
     assert found["cfn_coordination_duration_seconds_bucket,le=5.0,ordered=v2"] == 2
     assert found["cfn_coordination_duration_seconds_bucket,le=0.5,ordered=v2"] == 1
+    assert (found["cfn_split_checked_total"], found["cfn_split_mismatches_total"]) == (4, 1)
+    assert found["cfn_coordinations_outside_split_total"] == 1
     assert found["cfn_fallbacks_total,cause=time"] == 1
 
 
@@ -69,9 +72,15 @@ def test_every_name_says_its_unit_and_has_one_help() -> None:
         assert len([each for each in EXPOSED if each.name == name and each.help]) == 1, name
 
 
+def test_what_is_exposed_is_what_the_gate_asks_a_prometheus_for() -> None:
+    own = {each.field: (each.name, each.scale, each.label) for each in EXPOSED}
+    for field, shown in GAUGE_SERIES.items():
+        assert own[field] == (shown.series, shown.scale, shown.label)
+
+
 def test_it_is_served(unused_tcp_port: int) -> None:
     exposition = Exposition()
-    exposition.show({"tmpfs_pct": 50.0}, ())
+    exposition.show({"tmpfs_pct": 50.0}, (), in_force=None, as_ordered=lambda _: True)
     assert exposition.serve("127.0.0.1", unused_tcp_port)
     with urllib.request.urlopen(f"http://127.0.0.1:{unused_tcp_port}/metrics") as answer:
         assert b"cfn_tmpfs_used_ratio 0.5" in answer.read()

@@ -45,7 +45,7 @@ def plan(stage: str = "stage1", **watch: Any) -> Any:
             "severities": OPERATIONS["cfn_severities"],
             "attested_at_the_end": [],
             "hosts": list(HOSTS),
-            "watch": {"blind_limit_s": 900, **watch},
+            "watch": {"blind_limit_s": 900, "attestations": False, **watch},
         }
     )
 
@@ -167,6 +167,19 @@ def test_a_due_look_is_judged_recorded_and_anchored(fleet: Fleet) -> None:
     assert in_force(reach) == ["v2 10"] * 3
     for name in HOSTS:
         assert anchors.read(fleet.tree(name).state / "anchors", "lab")[-1].hash == record["hash"]
+
+
+def test_a_critical_incident_takes_the_traffic_back(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64)
+    watched = watch(reach)
+    incident = {"incident": "i-1", "severity": "P0", "attributed_to": "v2", "state": "open", "by": "t",
+                "started": format_ms(SINCE_MS), "text": "t"}  # fmt: skip
+    watched.store.append(
+        Entry(time=format_ms(reach.now_ms), environment="lab", kind="incident", stage="stage1", actor="t",
+              data=incident)
+    )  # fmt: skip
+    watched.tick(reach.now_ms)
+    assert in_force(reach) == ["v1 10"] * 3
 
 
 def test_between_looks_the_guardrails_are_watched_and_a_pass_of_them_is_no_verdict(fleet: Fleet) -> None:

@@ -18,8 +18,10 @@ from cfn.collector.tail import Ended, EventTail
 from cfn.config_follower import ConfigFollower
 from cfn.engine.log import log
 from cfn.engine.notify import notify
+from cfn.metrics.records import Coordinated, GenerationStarted, read_config
 from cfn.metrics.times import parse_ms
 from cfn.paths import Paths
+from cfn.router.split import bucket, ordered_version
 
 POLL_S = 0.5  # how soon a signal or a changed interval takes effect
 DETAIL_SHARE = 6  # while details are logged, so many samples in place of one
@@ -76,16 +78,26 @@ class Collector:
 
     def turn(self) -> dict[str, Any]:
         """Take one sample, expose it and write it. Raises OSError when a file cannot be written."""
-        readings = self._read()
+        router = probes.router_status(self._paths.router_socket)
+        readings = self._read(router)
         record = sample(readings)
-        self.exposition.show(record, readings.ended or ())
+        self.exposition.show(
+            record, readings.ended or (), in_force=_in_force(router), as_ordered=self._as_ordered
+        )
         output.replace_latest(self._paths.latest_metrics, record)
         self._file.append(record)
         return record
 
-    def _read(self) -> Readings:
+    def _as_ordered(self, event: Coordinated) -> bool:
+        """Whether bucket and version of an event are what its configuration and the key make of it."""
+        expected = bucket(self._follower.config.split_key, event.task_id)
+        if event.reason == "over_capacity":
+            return event.bucket == expected and event.ordered == "v1"
+        ordered = ordered_version(event.config.version, event.config.traffic_pct, expected)
+        return event.bucket == expected and event.ordered == ordered
+
+    def _read(self, router: dict[str, Any] | None) -> Readings:
         health = probes.conductor_health(self._paths.conductor_socket)
-        router = probes.router_status(self._paths.router_socket)
         coordinators = probes.coordinators(health)
         daemons = Daemons(
             conductor=probes.count(health, "pid"),
@@ -163,6 +175,19 @@ class Collector:
             if self._problem:
                 log("samples-again")
             self._problem = ""
+
+
+def _in_force(router: Mapping[str, Any] | None) -> GenerationStarted | None:
+    """The configuration that the router runs; None if it does not say."""
+    if router is None or not isinstance(router.get("generation"), int):
+        return None
+    try:
+        config = read_config(router)
+    except ValueError:
+        return None
+    return GenerationStarted(
+        time_ms=0, generation=router["generation"], config=config, split_key_sha256="", max_agents=0
+    )
 
 
 def _queued(health: dict[str, Any] | None, coordinators: list[probes.Coordinator] | None) -> int | None:

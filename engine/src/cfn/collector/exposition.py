@@ -4,21 +4,18 @@ Names carry base units (seconds, bytes, ratios of 1). A field that the newest sa
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector as PrometheusCollector
 
 from cfn.collector.tail import Ended
 from cfn.engine.log import log
-
-BUCKETS_S = (
-    0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 12.0, 15.0, 20.0, 25.0, 30.0,
-    60.0, 120.0,
-)  # fmt: skip
+from cfn.metrics.records import Coordinated, GenerationStarted
+from cfn.metrics.series import Totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,47 +93,25 @@ class Exposition(PrometheusCollector):
         self.registry = CollectorRegistry()
         self._lock = threading.Lock()
         self._newest: Mapping[str, Any] = {}
-        self._coordinations = Counter(
-            "cfn_coordinations",
-            "Coordinations within the split that ended, by ordered version and outcome.",
-            ["ordered", "outcome"],
-            registry=self.registry,
-        )
-        self._rates = {
-            name: Counter(
-                f"cfn_coordination_{name}_ratio_sum",
-                f"Sum of the {name} ratios of these coordinations; over their number, the mean.",
-                ["ordered"],
-                registry=self.registry,
-            )
-            for name in ("delivery", "completion", "error")
-        }
-        self._fallbacks = Counter(
-            "cfn_fallbacks", "Coordinations that V1 was called in for, by cause.", ["cause"],
-            registry=self.registry,
-        )  # fmt: skip
-        self._duration_s = Histogram(
-            "cfn_coordination_duration_seconds",
-            "From the request to the last acknowledgement, of the ordered version.",
-            ["ordered"],
-            buckets=BUCKETS_S,
-            registry=self.registry,
-        )
+        self._totals = Totals(self.registry)
         self.registry.register(self)
 
-    def show(self, record: Mapping[str, Any], ended: Sequence[Ended]) -> None:
-        """Expose a sample, and count the coordinations that ended since the one before."""
+    def show(
+        self,
+        record: Mapping[str, Any],
+        ended: Sequence[Ended],
+        *,
+        in_force: GenerationStarted | None,
+        as_ordered: Callable[[Coordinated], bool],
+    ) -> None:
+        """Expose a sample and the configuration in force, and count the coordinations that ended since
+        the one before; `as_ordered` says whether one's version is what is recomputed."""
         with self._lock:
             self._newest = record
-        for event in (each.event for each in ended):
-            if event.reason != "split":
-                continue
-            self._coordinations.labels(event.ordered, event.outcome).inc()
-            self._duration_s.labels(event.ordered).observe(event.coordination_time_ms * _MS)
-            for counter, rate_pct in zip(self._rates.values(), event.rates_pct, strict=True):
-                counter.labels(event.ordered).inc(rate_pct * _PCT)
-            if event.fallback is not None:
-                self._fallbacks.labels(event.fallback).inc()
+        if in_force is not None:
+            self._totals.put_in_force(in_force)
+        for each in ended:
+            self._totals.add(each.event, as_ordered=as_ordered(each.event))
 
     def collect(self) -> Iterable[Metric]:
         """The families of the newest sample."""

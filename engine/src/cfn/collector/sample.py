@@ -105,11 +105,13 @@ def _requests(ended: Sequence[Ended]) -> dict[str, Any]:
         figures[f"coordination_time{name}"] = round(nearest_rank(times, share), 3)
     for index, name in enumerate(("delivery_rate", "completion_rate", "error_rate")):
         figures[name] = round(sum(each.event.rates_pct[index] for each in v2) / len(v2), 3)
-    for name in ("mesh_delivery_rate", "worker_delivery_rate", "team_coordination_time_ms"):
-        known = [value for each in v2 if (value := getattr(each, name)) is not None]
+    for index, name in enumerate(("mesh_delivery_rate", "worker_delivery_rate")):
+        known = [value for each in v2 if (value := each.event.level_rates_pct[index]) is not None]
         if known:
-            worst = max(known) if name.endswith("_ms") else sum(known) / len(known)
-            figures[name] = round(worst, 3)
+            figures[name] = round(sum(known) / len(known), 3)
+    teams = [each.team_coordination_time_ms for each in v2 if each.team_coordination_time_ms is not None]
+    if teams:
+        figures["team_coordination_time_ms"] = round(max(teams), 3)
     return figures
 
 

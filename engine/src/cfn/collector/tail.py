@@ -15,12 +15,9 @@ MAX_BYTES_A_TURN = 8_388_608  # some 15,000 events; what is more waits for the n
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A coordination that ended, and what only a mesh has: delivery between coordinators and to
-    workers in percent, and the time of its slowest team."""
+    """A coordination that ended, and the time of its slowest team where it had any."""
 
     event: Coordinated
-    mesh_delivery_rate: float | None = None
-    worker_delivery_rate: float | None = None
     team_coordination_time_ms: float | None = None
 
 
@@ -98,18 +95,11 @@ def _read_from(file: BinaryIO, offset: int, found: list[Ended]) -> int:
 
 
 def _ended(event: Coordinated, line: bytes) -> Ended:
-    if b"mesh_delivery_rate_pct" not in line and b'"teams"' not in line:
+    if b'"teams"' not in line:
         return Ended(event)
-    value = json.loads(line)
-    teams = value.get("teams")
+    teams = json.loads(line).get("teams")
     times = [_number(team.get("coordination_time_ms")) for team in teams] if isinstance(teams, list) else []
-    known = [each for each in times if each is not None]
-    return Ended(
-        event,
-        _number(value.get("mesh_delivery_rate_pct")),
-        _number(value.get("worker_delivery_rate_pct")),
-        max(known, default=None),
-    )
+    return Ended(event, max((each for each in times if each is not None), default=None))
 
 
 def _number(value: Any) -> float | None:

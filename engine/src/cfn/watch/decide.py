@@ -7,6 +7,8 @@ from typing import Any
 from cfn.metrics.times import format_ms, parse_ms
 from cfn.rollout.plan import Plan
 
+BLIND_LIMIT_S = 900  # where the stage's objectives name none
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
@@ -62,14 +64,15 @@ def step_name(plan: Plan, stage: str, traffic_pct: float) -> str:
 def request(
     plan: Plan,
     running: Fleet,
+    facts: Mapping[str, Any],
     *,
     asked_by: str,
     now_ms: int,
     guardrails_only: bool,
     guardrail_window_s: float,
 ) -> dict[str, Any]:
-    """What the judge is asked, still without evidence: everything when a look is due; else the
-    guardrails, over a window that is no longer than what they act on at once."""
+    """What the judge is asked, with the ledger's facts and still without evidence: everything when a look
+    is due; else the guardrails, over a window that is no longer than what they act on at once."""
     stage = plan.stage
     figures = plan.window(stage)
     triggers: Sequence[Mapping[str, Any]] = plan.judged(stage).get("triggers", [])
@@ -89,10 +92,18 @@ def request(
         "stage_table_sha256": plan.table_sha256,
         "time_factor": plan.time_factor,
         "window_s": window_s,
-        "criteria": [] if guardrails_only else figures["criteria"],
+        "criteria": [] if guardrails_only else [_asked(each, plan) for each in figures["criteria"]],
         "triggers": [dict(each) for each in triggers],
         "evidence": {},
+        "facts": dict(facts),
+        "blind_limit_s": plan.judged(stage).get("objectives", {}).get("blind_limit_s", BLIND_LIMIT_S),
     }
+
+
+def _asked(criterion: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """The criterion, a dry run where it waits for people who are not asked."""
+    silent = criterion["metric"] == "attested" and not plan.watch.get("attestations", True)
+    return dict(criterion) | ({"dry_run": True} if silent else {})
 
 
 def step_down(plan: Plan, running: Fleet) -> float:

@@ -19,7 +19,7 @@ VERSION = 1
 @dataclass(slots=True, kw_only=True)
 class Memory:
     """`sequence` is the last record that was read; `flip_ms`, `flip_pct` and `looks_ms` are of the
-    stage's last flip. Times in ms since 1970."""
+    stage's last flip; `people` are the records of attestations and incidents. Times in ms since 1970."""
 
     stage: str
     sequence: int = 0
@@ -30,6 +30,7 @@ class Memory:
     last_word: str = ""
     missed_told: int = 0
     spooled: dict[str, str] = field(default_factory=dict)
+    people: list[dict[str, Any]] = field(default_factory=list)
 
     def catch_up(self, store: LedgerStore) -> None:
         """Read what the ledger has more than is remembered; once all of it, then the newest only."""
@@ -44,6 +45,8 @@ class Memory:
         """Go on with records, oldest first."""
         for record in records:
             self.sequence = record["sequence"]
+            if record["kind"] in ("attested", "incident"):
+                self.people.append({name: record[name] for name in ("kind", "stage", "data")})
             if record["stage"] != self.stage:
                 continue
             self._take_in_spooled(record)

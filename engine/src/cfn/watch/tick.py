@@ -51,7 +51,8 @@ class Watch:
     def blind_limit_s(self) -> float:
         """How long nothing may be seen while V2 has traffic."""
         own = self.plan.watch.get("blind_limit_s")
-        limit = own or self.plan.judged(self.plan.stage).get("objectives", {}).get("blind_limit_s", 900)
+        objectives = self.plan.judged(self.plan.stage).get("objectives", {})
+        limit = own or objectives.get("blind_limit_s", decide.BLIND_LIMIT_S)
         return checks.number(limit, "blind_limit_s", low=1)
 
     def tick(self, now_ms: int) -> list[str]:
@@ -95,6 +96,7 @@ class Watch:
         raw = decide.request(
             self.plan,
             running,
+            facts(memory.people, self.plan.stage, running.since_ms),
             asked_by=self.actor,
             now_ms=now_ms,
             guardrails_only=not whole,
