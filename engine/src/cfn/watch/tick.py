@@ -109,7 +109,6 @@ class Watch:
             "bucket_s": wanted.bucket_ms / 1_000,
         }
         answers = self._ask({"evidence": evidence})
-        raw["facts"] = facts(self.store.oldest(), self.plan.stage, running.since_ms)
         raw["evidence"] = {host: each["evidence"] for host, each in answers.items() if "evidence" in each}
         verdict = judge(read_request(raw))
         word = verdict["verdict"]
