@@ -1,11 +1,10 @@
-"""The conductor's requests: accept, queue, give to the hosts of their teams, store, tell who waits.
+"""The conductor's requests: accept, queue, begin (running.py), store, tell who waits.
 
 ACCEPT is journalled before "accepted" is said, COMPLETE before the outcome is told. A known task id
 attaches to the running request or is answered from the journal; it starts nothing.
 """
 
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -23,10 +22,9 @@ from cfn.engine.loop import Loop
 from cfn.engine.outcome import Outcome, TeamState
 from cfn.engine.request_log import Request, RequestLog, TeamPlan
 from cfn.engine.requests import Coordinate, within_stage
+from cfn.engine.running import Running, Told, swarm_of
 from cfn.engine.swarms import Swarms
-from cfn.engine.teams import NO_HOST, TeamOrder, TeamOutcome
 from cfn.errors import RefusedError
-from cfn.ids import MAX_ID_CHARS
 from cfn.paths import Paths
 from cfn.release import LabFault
 
@@ -34,10 +32,7 @@ MAX_RUNNING = 16
 MAX_QUEUED = 256
 RETRY_AFTER_S = 1  # what a refused caller is told
 MAX_NAMES_BYTES = 48_000  # of the agents that a request names, in one team
-_RETRY_S = 0.05  # while tmpfs, descriptors or hosts are exhausted
-_SNAPSHOT_S = 1.0  # for the hosts to say how a running request stands
-
-Told = Callable[[bytes], None]
+_RETRY_S = 0.05  # while tmpfs has no room for an outcome
 
 
 @dataclass(slots=True)
@@ -50,22 +45,6 @@ class Counters:
     replayed: int = 0
     repeated: int = 0
     agents: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Open:
-    """A request that runs: its teams, who waits, and whom a revocation waits for."""
-
-    request: Request
-    swarm_id: str
-    teams: list[TeamState]
-    given_up: str = ""
-    certain: set[str] = field(default_factory=set)  # teams of which nothing more can start
-    revoking: list[Told] = field(default_factory=list)
-
-    @property
-    def complete(self) -> bool:
-        return all(team.final is not None for team in self.teams)
 
 
 class Coordinations:
@@ -84,7 +63,6 @@ class Coordinations:
     ) -> None:
         self._loop = loop
         self._config = config
-        self._fault = fault
         self._number = generation << 32  # of epochs and keys alike
         self._fleet = fleet
         self._swarms = swarms
@@ -93,11 +71,10 @@ class Coordinations:
         self._log = RequestLog(paths.shm / "requests")
         self._slots = Slots()
         self._queue: deque[Request] = deque()
-        self._open: dict[str, _Open] = {}
         self._waiting: dict[str, list[Told]] = {}
         self._replayed: set[str] = set()
         self._unstored: dict[str, Outcome] = {}  # ended, and tmpfs had no room for the outcome
-        self._paused_until_s = 0.0
+        self._running = Running(loop, config, fault, fleet, swarms, self._next, self._completed)
         self.counters = Counters()
 
     @property
@@ -108,17 +85,17 @@ class Coordinations:
     @property
     def open(self) -> int:
         """Accepted requests without an outcome."""
-        return len(self._queue) + len(self._open)
+        return len(self._queue) + len(self._running)
 
     @property
     def swarms(self) -> list[str]:
         """The swarms of requests that have not ended."""
-        return [open_.swarm_id for open_ in self._open.values()] + list(map(_swarm_of, self._queue))
+        return self._running.swarms + list(map(swarm_of, self._queue))
 
     @property
     def running_agents(self) -> int:
         """Agents of the requests that have begun."""
-        return sum(open_.request.agents for open_ in self._open.values())
+        return self._running.agents
 
     # What callers ask
 
@@ -170,10 +147,10 @@ class Coordinations:
             if request.task_id == task_id:
                 told(_untouched(request).as_json())
                 return True
-        open_ = self._open.get(task_id)
-        if open_ is None:
+        begun = self._running.get(task_id)
+        if begun is None:
             return False
-        self._snapshot(open_, told)
+        self._running.snapshot(begun, told)
         return True
 
     def revoke(self, task_id: str, told: Told) -> bool:
@@ -184,29 +161,28 @@ class Coordinations:
             return True
         for request in [request for request in self._queue if request.task_id == task_id]:
             self._queue.remove(request)
-            self._begin(request, given_up="revoked")
-        open_ = self._open.get(task_id)
-        if open_ is None:
+            self._running.begin(request, given_up="revoked")
+        begun = self._running.get(task_id)
+        if begun is None:
             stored = self.stored(task_id)
             if stored is not None:
                 told(stored)
             return stored is not None
-        open_.revoking.append(told)
-        self._give_up(open_, "revoked")
+        self._running.revoke(begun, told)
         return True
 
     def pump(self) -> None:
         """Begin what waits, as far as the bounds allow. Called after each turn of the loop."""
         now = time.monotonic()
-        if not self._queue or now < self._paused_until_s:
+        if not self._queue:
             return
         for request in [request for request in self._queue if now >= request.deadline_at_s]:
             self._queue.remove(request)
             reason = f"no acknowledgement within {request.deadline_ms} ms: other requests were before it"
-            self._begin(request, given_up=reason)
+            self._running.begin(request, given_up=reason)
         while self._queue and self._room_for(self._queue[0]):
             request = self._queue.popleft()
-            self._begin(request, fresh=request.task_id not in self._replayed)
+            self._running.begin(request, fresh=request.task_id not in self._replayed)
 
     def replay(self) -> None:
         """Go on with what a crash left open: at once with what had begun, since its agents may run."""
@@ -223,19 +199,20 @@ class Coordinations:
     def give_up_all(self, reason: str) -> None:
         """Let nothing more start, queued or running."""
         while self._queue:
-            self._begin(self._queue.popleft(), given_up=reason)
-        for open_ in list(self._open.values()):
-            self._give_up(open_, reason)
+            self._running.begin(self._queue.popleft(), given_up=reason)
+        self._running.give_up_all(reason)
 
     def stop_running(self, *, gently: bool) -> None:
         """End what still runs: with SIGTERM first, or at once."""
-        for open_ in self._open.values():
-            for team in open_.teams:
-                host = self._fleet.host(team.host)
-                if team.final is None and host is not None:
-                    if not gently:
-                        log("killed while it ran", task_id=open_.request.task_id, team=team.plan.team)
-                    host.stop(team.epoch, gently=gently)
+        self._running.stop(gently=gently)
+
+    def host_lost(self, number: int) -> int:
+        """A host is gone: its parts of running requests go to others; how many."""
+        return self._running.host_lost(number)
+
+    def moved(self, swarm_id: str, team: str) -> None:
+        """A kept swarm's team has another host."""
+        self._running.moved(swarm_id, team)
 
     def sweep(self, retention_s: float) -> int:
         """Remove what has outlived its retention; how many segments of the journal went."""
@@ -309,185 +286,13 @@ class Coordinations:
     def _room_for(self, request: Request) -> bool:
         running = self.running_agents
         room = running == 0 or running + request.agents <= 2 * self._config().max_agents
-        return room and len(self._open) < MAX_RUNNING
-
-    # Running
-
-    def _begin(self, request: Request, *, fresh: bool = False, given_up: str = "") -> None:
-        """Give a request's teams to hosts. `fresh`: no worker and no claim of it can exist. `given_up`:
-        start nothing, and only find out what was started before."""
-        open_ = _Open(
-            request=request,
-            swarm_id=_swarm_of(request),
-            teams=[TeamState(plan=team) for team in request.teams],
-            given_up=given_up,
-        )
-        self._open[request.task_id] = open_
-        for team in open_.teams:
-            self._give(open_, team, fresh=fresh)
-        self._announce(open_)
-
-    def _announce(self, open_: _Open) -> None:
-        """A swarm of a request's own whose agents can send messages: say where they are."""
-        if open_.request.command and not self._swarms.has(open_.swarm_id) and not open_.given_up:
-            self._fleet.announce(open_.swarm_id, open_.request.teams)
-
-    def _give(self, open_: _Open, team: TeamState, *, fresh: bool) -> None:
-        """Order a team's part from the host that has the team, under a new epoch."""
-        request, plan = open_.request, team.plan
-        team.epoch = epoch = self._next()
-
-        def again() -> None:
-            if team.epoch == epoch and team.final is None:
-                self._give(open_, team, fresh=fresh)
-
-        host = self._fleet.host_of(open_.swarm_id, plan.team, plan.shard)
-        given_up = open_.given_up
-        stand_in = host is None
-        if host is None:  # its coordinator is down, and nobody else may have it
-            if not given_up and time.monotonic() >= request.deadline_at_s:
-                given_up = f"no acknowledgement within {request.deadline_ms} ms"
-            if not given_up or self._fleet.gathering:
-                team.host = NO_HOST
-                self._loop.at(time.monotonic() + _RETRY_S, again)
-                return
-            host = self._fleet.local  # needs no worker's socket to fence, and to see what had started
-        team.host = host.number
-        config = self._config()
-        agents = plan.agents
-        order = TeamOrder(
-            task_id=request.task_id,
-            swarm_id=open_.swarm_id,
-            team=plan.team,
-            kept=self._swarms.has(open_.swarm_id),
-            key=request.key,
-            epoch=epoch,
-            shard=plan.shard,
-            base=plan.base,
-            agents=agents,
-            accepted_at_s=request.accepted_at_s,
-            deadline_ms=request.deadline_ms,
-            command=request.command,
-            timeout_ms=config.agent_timeout_ms,
-            max_output_bytes=config.max_output_bytes,
-            slow_ms=self._fault.slow_ms,
-            lost=_lost(request.task_id, agents, self._fault.lose_pct),
-            fresh=fresh,
-            given_up=given_up,
-        )
-
-        def begun(at_s: float) -> None:
-            if team.epoch == epoch and not team.begun_s and not stand_in:
-                team.begun_s = at_s
-
-        def done(outcome: TeamOutcome) -> None:
-            if stand_in and outcome.started:
-                team.begun_s = team.begun_s or outcome.last_ack_s  # some coordinator had taken it
-            if order.kept and stand_in:  # the team itself is not here
-                self._fleet.local.hand_over(open_.swarm_id, plan.team, lambda: None)
-            if team.epoch == epoch and team.final is None:
-                self._team_done(open_, team, outcome)
-
-        def failed(reason: str) -> None:
-            log("team cannot begin yet", task_id=request.task_id, team=plan.team, reason=reason)
-            self._loop.at(time.monotonic() + _RETRY_S, again)
-
-        host.begin(order, request.payload, begun=begun, done=done, failed=failed)
-        if given_up and team.final is None:
-            host.give_up(epoch, given_up, lambda _outcome: self._certain(open_, team, epoch))
-
-    def host_lost(self, number: int) -> int:
-        """A host is gone: its parts of running requests go to others; how many. Their agents live on."""
-        moved = 0
-        for open_ in list(self._open.values()):
-            for team in open_.teams:
-                if team.host == number and team.final is None:
-                    self._give(open_, team, fresh=False)
-                    moved += 1
-            self._announce(open_)
-        return moved
-
-    def moved(self, swarm_id: str, name: str) -> None:
-        """A kept swarm's team has another host: what runs on it goes on there."""
-        for open_ in list(self._open.values()):
-            for team in open_.teams:
-                if open_.swarm_id == swarm_id and team.plan.team == name and team.final is None:
-                    self._give(open_, team, fresh=False)
-
-    def _team_done(self, open_: _Open, team: TeamState, outcome: TeamOutcome) -> None:
-        team.final = outcome
-        self._certain(open_, team, team.epoch)
-        if open_.complete:
-            self._complete(open_)
-
-    def _give_up(self, open_: _Open, reason: str) -> None:
-        open_.given_up = open_.given_up or reason
-        for team in open_.teams:
-            if team.final is None:
-                self._ask_certainty(open_, team)
-            else:
-                self._certain(open_, team, team.epoch)
-
-    def _ask_certainty(self, open_: _Open, team: TeamState) -> None:
-        host, epoch = self._fleet.host(team.host), team.epoch
-        if host is not None:
-            host.give_up(epoch, open_.given_up, lambda _outcome: self._certain(open_, team, epoch))
-
-    def _certain(self, open_: _Open, team: TeamState, epoch: int) -> None:
-        """Nothing more of this team can start."""
-        if team.epoch != epoch:
-            return
-        open_.certain.add(team.plan.team)
-        if open_.revoking and len(open_.certain) == len(open_.teams) and not open_.complete:
-            for told in open_.revoking:
-                self._snapshot(open_, told)
-            open_.revoking.clear()
-
-    def _snapshot(self, open_: _Open, told: Told) -> None:
-        """Ask each host how its part stands; tell when all have said, or time is up."""
-        missing = {team.plan.team for team in open_.teams if team.final is None}
-        answered: dict[str, TeamOutcome] = {}
-
-        def finish() -> None:
-            nonlocal told
-            tell, told = told, lambda _raw: None
-            tell(self._outcome(open_, answered).as_json())
-
-        def heard(team: TeamState) -> Callable[[TeamOutcome], None]:
-            def note(outcome: TeamOutcome) -> None:
-                answered[team.plan.team] = outcome
-                missing.discard(team.plan.team)
-                if not missing:
-                    finish()
-
-            return note
-
-        if not missing:
-            finish()
-            return
-        self._loop.at(time.monotonic() + _SNAPSHOT_S, finish)
-        for team in open_.teams:
-            host = self._fleet.host(team.host)
-            if team.final is None and host is not None:
-                host.snapshot(team.epoch, heard(team))
+        return room and len(self._running) < MAX_RUNNING
 
     # The end
 
-    def _outcome(self, open_: _Open, snapshots: dict[str, TeamOutcome]) -> Outcome:
-        return Outcome(
-            request=open_.request,
-            swarm_id=open_.swarm_id,
-            teams=open_.teams,
-            given_up=open_.given_up,
-            snapshots=snapshots,
-            now_s=time.monotonic(),
-        )
-
-    def _complete(self, open_: _Open) -> None:
-        if self._open.pop(open_.request.task_id, None) is None:
-            return
-        self._waiting.setdefault(open_.request.task_id, []).extend(open_.revoking)
-        self._store(self._outcome(open_, {}))
+    def _completed(self, outcome: Outcome, revoking: list[Told]) -> None:
+        self._waiting.setdefault(outcome.request.task_id, []).extend(revoking)
+        self._store(outcome)
 
     def _store(self, outcome: Outcome) -> None:
         """Store an outcome, then tell it. Without room for it the callers wait, and so does the request
@@ -532,28 +337,7 @@ class Coordinations:
             rmtree(Path(output_folder(str(self._outputs), key)))
 
 
-def _swarm_of(request: Request) -> str:
-    """The swarm that a request runs on. Its own has the same name after a crash, so that its workers are
-    found; the key makes the name of a long task id, which is cut, its own."""
-    own = f"task:{request.task_id}"
-    if len(own) > MAX_ID_CHARS:
-        key = f":{request.key:x}"
-        own = own[: MAX_ID_CHARS - len(key)] + key
-    return request.swarm_id or own
-
-
 def _untouched(request: Request) -> Outcome:
     """A request that waits: nobody has anything of it."""
     teams = [TeamState(plan=team) for team in request.teams]
     return Outcome(request=request, swarm_id=request.swarm_id, teams=teams, now_s=time.monotonic())
-
-
-def _lost(task_id: str, agents: tuple[str, ...], lose_pct: int) -> tuple[int, ...]:
-    """The lab fault: which agents' deliveries vanish, the same ones at each try."""
-    if not lose_pct:
-        return ()
-    return tuple(
-        index
-        for index, agent in enumerate(agents)
-        if zlib.crc32(f"{task_id}/{agent}".encode()) % 100 < lose_pct
-    )

@@ -11,12 +11,11 @@ import _signal  # type: ignore[import-not-found]  # typeshed has no stub; `signa
 import _socket
 import gc
 import posix
-import select
 import sys
 import time
 
-from cfn.engine.lean import control, records, sessions, wire
-from cfn.engine.lean.worker import Worker, echo, is_echo
+from cfn.engine.lean import control, sessions, wire
+from cfn.engine.lean.birth import Birth, Order, rehearse
 from cfn.engine.log import log
 from cfn.engine.loop import READ, WRITE, Loop
 from cfn.engine.notify import Watchdog, notify
@@ -26,19 +25,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    First = tuple[int, int, bytes, wire.Task, bytes]
-
 _HAND_OUT = 20  # workers in one datagram while forking, and forks between two looks at everything else
 _END_GRACE_S = 0.5  # for a worker whose swarm has ended, before SIGKILL
 _SWEEP_DELAY_S = 0.02  # gathers deaths, since a sweep reads all of /proc
-_REHEARSALS = 40
 _ACCEPT_AGAIN_S = 0.1  # after descriptors ran out
 _BURST_S = 0.05  # of the allowed rate may be forked at once
-_WORKER_HUB, _WORKER_ARENA = 0, 1  # a command's own standard input and output replace them
-# Names of their own, since a child touches, and so copies, a module's pages otherwise.
-_setsid, _dup2, _closerange, _write = posix.setsid, posix.dup2, posix.closerange, posix.write
-_set_wakeup_fd, _set_signal = _signal.set_wakeup_fd, _signal.signal
-_SIGTERM, _DEFAULT = _signal.SIGTERM, _signal.SIG_DFL
 
 
 class _Held:
@@ -57,92 +48,6 @@ class _Held:
         self.since_ns = since_ns
 
 
-class _Order:
-    """One agent of a `spawn`: `first` is the task that its worker begins with."""
-
-    __slots__ = ("agent", "arena", "first", "hub", "index", "replaced", "slot", "swarm_id")
-
-    def __init__(self, hub: int, swarm_id: str, arena: int, first: First | None, item: Sequence[str]) -> None:
-        self.hub = hub
-        self.swarm_id = swarm_id
-        self.arena = arena
-        self.first = first
-        self.agent = item[0]
-        self.replaced = control.number(item[1])
-        self.index = control.number(item[2])
-        self.slot = control.number(item[3])
-
-
-class _Birth:
-    """A worker that is about to be forked: its sockets, and what it begins with."""
-
-    __slots__ = ("_hub_side", "_worker_side", "order")
-
-    def __init__(self, order: _Order) -> None:
-        self.order = order
-        self._hub_side = self._worker_side = -1
-
-    def connect(self) -> None:
-        """Make the two ends; plain numbers, so that a child has no finalizer to run. Raises OSError."""
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        self._hub_side, self._worker_side = ours.detach(), theirs.detach()
-        posix.set_blocking(self._hub_side, False)
-
-    def take_hub_side(self) -> int:
-        """The hub's end, which the caller owns from now on."""
-        taken, self._hub_side = self._hub_side, -1
-        return taken
-
-    def close(self) -> None:
-        """Close what nobody has taken."""
-        for descriptor in (self._hub_side, self._worker_side):
-            if descriptor >= 0:
-                posix.close(descriptor)
-        self._hub_side = self._worker_side = -1
-
-    def become_worker(self) -> None:
-        """The child's side of the fork; never returns. Closes every descriptor that is not its own."""
-        order = self.order
-        code = 1
-        try:
-            _setsid()
-            _dup2(self._worker_side, _WORKER_HUB, False)
-            _dup2(order.arena, _WORKER_ARENA, False)
-            _closerange(3, 1 << 30)
-            _set_wakeup_fd(-1)
-            _set_signal(_SIGTERM, _DEFAULT)
-            first = None
-            if order.first is not None:
-                epoch, key, ticket, task, payload = order.first
-                first = wire.Assignment(order.index, order.slot, epoch, key, ticket, task, payload)
-            _serve(order.agent, first, _WORKER_HUB, _WORKER_ARENA)
-            code = 0
-        except BaseException as error:
-            posix.write(2, f"worker {order.agent}: {error!r}\n".encode())
-        finally:
-            posix._exit(code)
-
-
-def _serve(agent: str, first: wire.Assignment | None, hub: int, arena: int) -> None:
-    """A worker's life. The built-in agent's first task is done before anything else is made: until all
-    of a swarm have acknowledged, the rest would only be in the way."""
-    if first is not None and is_echo(first):
-        answer = echo(first, arena)
-        if answer is not None:
-            _write(hub, answer)
-            if not _await(hub):
-                return
-            first = None
-    Worker(agent, hub, arena).run(first)
-
-
-def _await(hub: int) -> bool:
-    """Block until the hub says something; False when it is gone."""
-    poller = select.poll()
-    poller.register(hub, select.POLLIN)
-    return bool(poller.poll()[0][1] & select.POLLIN)
-
-
 class Spawner:
     """The process's one object. Workers live on without it, while a hub holds them.
     `listener` is a listening SEQPACKET socket, `arenas` the folder of the claims files."""
@@ -155,7 +60,7 @@ class Spawner:
         self._held: dict[tuple[str, str], _Held] = {}
         self._alive: dict[int, _Held] = {}  # by process id: children not reaped, adopted ones not seen to end
         self._hubs: dict[int, control.Channel] = {}
-        self._todo: list[_Order] = []  # reversed: the next one is the last
+        self._todo: list[Order] = []  # reversed: the next one is the last
         self._generation = 0
         self._rate = 0  # forks per second, 0 for no limit
         self._may_fork_at_s = 0.0
@@ -176,7 +81,7 @@ class Spawner:
         watchdog = Watchdog()
         notify("READY=1")
         log("spawner started", pid=posix.getpid())
-        _rehearse()
+        rehearse()
         gc.collect()
         gc.disable()  # a collection in a child would touch, and so copy, every page of this heap
         gc.freeze()
@@ -310,7 +215,7 @@ class Spawner:
         except OSError as error:
             self._failed(hub, swarm_id, [item[0] for item in items], error)
             return
-        orders = [_Order(hub, swarm_id, arena, first, item) for item in items]
+        orders = [Order(hub, swarm_id, arena, first, item) for item in items]
         orders.reverse()
         self._todo[:0] = orders
 
@@ -338,7 +243,7 @@ class Spawner:
             return self._may_fork_at_s - now_s
         hub, swarm_id = self._todo[-1].hub, self._todo[-1].swarm_id
         ready: list[_Held] = []
-        births: list[_Birth] = []
+        births: list[Birth] = []
         while self._todo and len(births) < _HAND_OUT:
             order = self._todo[-1]
             if order.hub != hub or order.swarm_id != swarm_id:
@@ -352,7 +257,7 @@ class Spawner:
             if held is not None:
                 ready.append(held)
             else:
-                births.append(_Birth(order))
+                births.append(Birth(order))
         forked = self._fork_all(births)
         self._hand_out(hub, ready + forked, {held.pid for held in forked})
         if len(forked) < len(births):
@@ -362,7 +267,7 @@ class Spawner:
             self._may_fork_at_s = since_s + len(forked) / self._rate
         return 0.0
 
-    def _fork_all(self, births: Sequence[_Birth]) -> list[_Held]:
+    def _fork_all(self, births: Sequence[Birth]) -> list[_Held]:
         """Fork them one right after the other: every page that is touched in between is copied again.
         Those that could be forked, in order; `_error` says why the others could not."""
         pids: list[int] = []
@@ -389,7 +294,7 @@ class Spawner:
             birth.close()
         return forked
 
-    def _give_up(self, hub: int, swarm_id: str, first: Sequence[_Order]) -> None:
+    def _give_up(self, hub: int, swarm_id: str, first: Sequence[Order]) -> None:
         """The rest of this order cannot be forked either."""
         rest = [o for o in self._todo if (o.hub, o.swarm_id) == (hub, swarm_id)]
         self._todo = [o for o in self._todo if (o.hub, o.swarm_id) != (hub, swarm_id)]
@@ -507,26 +412,6 @@ class Spawner:
         if leftovers:
             log("leftovers of dead workers killed", workers=len(self._dead), processes=leftovers)
         self._dead.clear()
-
-
-def _rehearse() -> None:
-    """Do here, before the first fork, what every worker does first. The interpreter adapts code to what
-    it meets and fills its caches as it runs: done once, that is in the memory of all children; else
-    each does it again, in pages that it has to copy for it."""
-    arena = posix.memfd_create("rehearsal", posix.MFD_CLOEXEC)
-    key = 1
-    ticket = records.ticket(key)
-    posix.pwrite(arena, ticket * 2 * _REHEARSALS, 0)
-    common = wire.common(key, key, ticket, wire.Task("task", "swarm", "team", "/nowhere"), b"")
-    for slot in range(0, 2 * _REHEARSALS, 2):
-        hub, worker_end = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        first = wire.read_assignment(wire.head(0, slot) + common)
-        hub.send(wire.head(slot + 1, slot + 1) + common)
-        hub.send(wire.stop())
-        _serve("agent", first, worker_end.fileno(), arena)
-        worker_end.close()
-        hub.close()
-    posix.close(arena)
 
 
 def main(listener: str, arenas: str) -> None:
