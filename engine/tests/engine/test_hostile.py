@@ -484,10 +484,11 @@ def test_two_swarms_of_one_name(shared: Engine) -> None:
 # Time
 
 WALL_CLOCK = {  # what may read a clock that jumps: dates for people and retention, never a duration
-    "conductor.py": 2,  # retention, a generation when the count is lost
+    "conductor.py": 1,  # a generation when the count is lost
     "coordinations.py": 1,  # retention
     "log.py": 1,
     "request_log.py": 2,  # the age of segments
+    "retention.py": 1,
 }
 
 
