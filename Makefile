@@ -10,8 +10,8 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-PYTHON_SOURCES := engine lab library module_utils plugins tests scripts molecule
-SHELL_SOURCES := engine/bin/*.sh engine/v1/coordinate scripts/setup .ci/run
+PYTHON_SOURCES := engine docs/examples lab library module_utils plugins tests scripts molecule
+SHELL_SOURCES := engine/bin/*.sh docs/examples/*.sh engine/v1/coordinate scripts/setup .ci/run
 
 .PHONY: help
 help: ## List the targets
