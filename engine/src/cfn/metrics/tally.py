@@ -118,8 +118,8 @@ def tally(
 
 
 _Where = tuple[int, int, Version, float]
-# Cell, ordered, agents, outcome, fallback, release, and the rates in the order of _RATE_FIELDS.
-_Alike = tuple[_Where, Version, int, str, str | None, str, float, float, float, float | None, float | None]
+# Ordered, agents, outcome, fallback, release, and the rates in the order of _RATE_FIELDS.
+_Alike = tuple[Version, int, str, str | None, str, float, float, float, float | None, float | None]
 
 
 class _Tallying:
@@ -130,7 +130,7 @@ class _Tallying:
         self._seen: set[int] = set(without)
         self._keys = array("Q")
         self._cells: dict[_Where, Cell] = {}
-        self._groups: dict[_Alike, list[float]] = {}
+        self._groups: dict[_Where, dict[_Alike, list[float]]] = {}
         self._tally = Tally()
         self._open_damage: dict[str, Damage] = {}
 
@@ -177,6 +177,7 @@ class _Tallying:
         number_of, time_of = self._hasher.number, event_line.time_ms
         bucket_ms, cells, groups, tally = self._bucket_ms, self._cells, self._groups, self._tally
         seen, keys, future_ms = self._seen, self._keys, self._future_ms
+        where: _Where | None = None
         for event in events:
             try:
                 moment_ms = time_of(event.time)
@@ -201,27 +202,33 @@ class _Tallying:
                 tally.lines += 1
             elif not self._follows(moment_ms):
                 continue
-            where = (
+            here = (
                 moment_ms - moment_ms % bucket_ms, event.generation, event.version, event.traffic_pct,
             )  # fmt: skip
-            problem = self._problem(event, number % BUCKETS)
-            if problem or event.reason == "over_capacity" or where not in cells:
+            if here != where:  # rarely: events that follow one another mostly share their cell
+                where = here
                 cell = cells.setdefault(where, Cell(*where))
-                if not self._belongs(event, cell, problem):
-                    continue
+                group = groups.setdefault(where, {})
+                v2_buckets = _v2_buckets(event.version, event.traffic_pct)
+            bucket = number % BUCKETS
+            expected: Version = "v2" if bucket < v2_buckets else "v1"
+            usual = event.bucket == bucket and event.ordered == expected and event.reason == "split"
+            if not usual and not self._belongs(event, cell, bucket, expected):
+                continue
             alike = (
-                where, event.ordered, event.agents, event.outcome, event.fallback, event.release,
+                event.ordered, event.agents, event.outcome, event.fallback, event.release,
                 event.delivery_rate_pct, event.completion_rate_pct, event.error_rate_pct,
                 event.mesh_delivery_rate_pct, event.worker_delivery_rate_pct,
             )  # fmt: skip
-            times = groups.get(alike)
+            times = group.get(alike)
             if times is None:
-                groups[alike] = [event.coordination_time_ms]
+                group[alike] = [event.coordination_time_ms]
             else:
                 times.append(event.coordination_time_ms)
 
-    def _belongs(self, event: EventLine, cell: Cell, problem: str) -> bool:
+    def _belongs(self, event: EventLine, cell: Cell, bucket: int, expected: Version) -> bool:
         """Note what is odd of an event. False if it is outside the split and belongs to no arm."""
+        problem = _problem(event, bucket, expected)
         if problem:
             cell.mismatches += 1
             if len(cell.examples) < MAX_EXAMPLES:
@@ -234,30 +241,19 @@ class _Tallying:
             cell.over_capacity[event.agents] = cell.over_capacity.get(event.agents, 0) + 1
         return False
 
-    def _problem(self, event: EventLine, expected_bucket: int) -> str:
-        """Why the event is not as its own configuration orders; empty if it is."""
-        if event.bucket != expected_bucket:
-            return f"bucket {event.bucket}, recomputed {expected_bucket}"
-        if event.reason == "over_capacity":
-            return "" if event.ordered == "v1" else "over capacity, but not ordered v1"
-        expected = "v2" if expected_bucket < _v2_buckets(event.version, event.traffic_pct) else "v1"
-        if event.ordered != expected:
-            return f"ordered {event.ordered}, recomputed {expected} (bucket {expected_bucket})"
-        return ""
-
     def _settle(self) -> None:
         """Put what was grouped by likeness into its arms."""
-        for alike, times in self._groups.items():
-            where, ordered, agents, outcome, fallback, release, *rates = alike
+        for where, group in self._groups.items():
             cell = self._cells[where]
-            cell.releases.add(release)
-            (cell.v2 if ordered == "v2" else cell.v1).add(
-                times,
-                agents=agents,
-                outcome=outcome,
-                fallback=fallback,
-                rates_pct=dict(zip(_RATE_FIELDS, rates, strict=True)),
-            )
+            for (ordered, agents, outcome, fallback, release, *rates), times in group.items():
+                cell.releases.add(release)
+                (cell.v2 if ordered == "v2" else cell.v1).add(
+                    times,
+                    agents=agents,
+                    outcome=outcome,
+                    fallback=fallback,
+                    rates_pct=dict(zip(_RATE_FIELDS, rates, strict=True)),
+                )
 
     def _new(self, key: int) -> bool:
         """Whether this event was not seen before; one that was is told as a duplicate."""
@@ -294,6 +290,17 @@ class _Tallying:
             damage = self._open_damage[kind] = Damage(kind, self._tally.newest_ms, None, 0)
             self._tally.damage.append(damage)
         damage.count += 1
+
+
+def _problem(event: EventLine, bucket: int, expected: Version) -> str:
+    """Why the event is not as its own configuration orders; empty if it is."""
+    if event.bucket != bucket:
+        return f"bucket {event.bucket}, recomputed {bucket}"
+    if event.reason == "over_capacity":
+        return "" if event.ordered == "v1" else "over capacity, but not ordered v1"
+    if event.ordered != expected:
+        return f"ordered {event.ordered}, recomputed {expected} (bucket {bucket})"
+    return ""
 
 
 @lru_cache(maxsize=64)
