@@ -15,7 +15,7 @@ SHELL_SOURCES := engine/bin/*.sh docs/examples/*.sh engine/v1/coordinate scripts
 
 .PHONY: help
 help: ## List the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.ready: requirements.lock pyproject.toml engine/pyproject.toml scripts/setup
 	@scripts/setup $(PYTHON) $(VENV)
@@ -42,11 +42,15 @@ demo: artifact ## Lab, stage 1 under a live load, gate, a degraded release, roll
 	@python scripts/demo.py
 
 .PHONY: test
-test: test-unit test-lab ## Every test
+test: test-unit test-processes test-lab ## Every test
 
 .PHONY: test-unit
-test-unit: $(VENV)/.ready ## The fast tests: no lab, under two minutes
-	@pytest -m "not lab and not full" -q
+test-unit: $(VENV)/.ready ## The fast tests: no daemon, no lab, under two minutes
+	@pytest -m "not (processes or lab or full)" -q
+
+.PHONY: test-processes
+test-processes: $(VENV)/.ready ## The tests with the project's daemons on this machine, killed and stopped
+	@pytest -m "processes and not full" -q
 
 .PHONY: test-full
 test-full: $(VENV)/.ready ## The slow tests: full counts of what make test-unit samples

@@ -14,6 +14,8 @@ import pytest
 
 from engine.tests.engine.conftest import BIN, Engine
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:

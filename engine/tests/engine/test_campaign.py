@@ -6,6 +6,8 @@ from .campaign.campaign import Campaign
 from .campaign.report import STATES, Report
 from .conftest import Engine
 
+pytestmark = pytest.mark.processes
+
 
 def kept(report: Report, coordinations: int, each: int) -> None:
     """The promise was kept, and put to the test."""

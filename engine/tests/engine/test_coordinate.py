@@ -14,6 +14,8 @@ import pytest
 
 from .conftest import Engine
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.mark.parametrize("agents", [1, 10, 100])
 def test_every_agent_claims_runs_and_answers(running: Engine, agents: int) -> None:

@@ -17,6 +17,8 @@ from cfn.engine.hosts import STOP_S
 from .conftest import Engine
 from .harness import coordinator_names, send_signal
 
+pytestmark = pytest.mark.processes
+
 FINAL = ("done", "failed", "undelivered", "unknown")
 AGENTS = 40
 

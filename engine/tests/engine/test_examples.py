@@ -4,7 +4,11 @@ import base64
 import shutil
 from pathlib import Path
 
+import pytest
+
 from .conftest import BIN, Engine
+
+pytestmark = pytest.mark.processes
 
 EXAMPLE = Path(__file__).parents[3] / "docs/examples/adder.sh"
 

@@ -26,6 +26,8 @@ from cfn.engine.swarms import MAX_SWARMS
 from .conftest import Engine
 from .harness import SOURCE, send_signal
 
+pytestmark = pytest.mark.processes
+
 USER = 64_999  # nobody's
 
 

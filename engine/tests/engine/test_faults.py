@@ -17,6 +17,8 @@ from cfn.engine.lean.agent_process import GRACE_S
 from .conftest import Engine
 from .harness import send_signal
 
+pytestmark = pytest.mark.processes
+
 FINAL = ("done", "failed", "undelivered", "unknown")
 
 

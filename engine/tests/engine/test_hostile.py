@@ -24,6 +24,8 @@ from cfn.engine.lean.worker import Worker
 from .conftest import Engine
 from .harness import SOURCE, send_signal
 
+pytestmark = pytest.mark.processes
+
 LARGEST = b"x" * 190_000  # near what a Unix socket takes at once
 
 

@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from .conftest import Hubs
+
+pytestmark = pytest.mark.processes
 
 EXAMPLES = Path(__file__).parents[3] / "docs/examples"
 

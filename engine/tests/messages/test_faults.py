@@ -21,6 +21,8 @@ from cfn.errors import RefusedError
 from .conftest import Hubs, made_hubs
 from .test_bus import in_background, note, received
 
+pytestmark = pytest.mark.processes
+
 STREAMERS = ("a", "b", "c", "d")
 FAULTS = 12
 

@@ -23,6 +23,8 @@ from cfn.router.client import RouterClient
 
 from .conftest import FakeConductor, configure
 
+pytestmark = pytest.mark.processes
+
 Process = subprocess.Popen[bytes]
 Spawn = Callable[[str], Process]
 Runs = Callable[[], list[str]]

@@ -12,6 +12,8 @@ from engine.bench import faults, router
 from engine.bench.faults import FaultReport, with_fault
 from engine.bench.stack import Stack, stack
 
+pytestmark = pytest.mark.processes
+
 Fault = Callable[[Stack, random.Random], str]
 
 
