@@ -294,7 +294,7 @@ def metrics(root: Path, hours: int, output: Path | None = None) -> tuple[float, 
         most = 0.0
         while process.poll() is None:
             most = max(most, proportional_mb(process.pid))
-            time.sleep(0.05)
+            time.sleep(0.25)  # to look costs some milliseconds of what is measured
     if process.returncode:
         raise SystemExit(f"cfn metrics ended with {process.returncode}")
     return round(time.monotonic() - began, 2), round(most, 1)
