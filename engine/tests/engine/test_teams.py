@@ -191,6 +191,7 @@ ORDER = TeamOrder(
     swarm_id="s",
     team="team-1",
     kept=True,
+    shared=False,
     key=9,
     epoch=8,
     shard=1,

@@ -107,7 +107,10 @@ class LocalHost:
         def ended(outcome: TeamOutcome) -> None:
             if not own.kept:
                 self._messages.close_team(own.swarm_id, own.team, remove=True)
-                self._hub.end_team(own)
+                if order.shared:  # its workers end with the request: until then that would be in the way
+                    self._hub.leave_team(own)
+                else:
+                    self._hub.end_team(own)
             done(outcome)
 
         try:
@@ -116,6 +119,10 @@ class LocalHost:
             if not team.kept:
                 self._hub.drop_team(team)
             failed(str(error))
+
+    def end_workers(self, swarm_id: str, agents: Sequence[str]) -> None:
+        """End the workers of a request's teams, which their hubs left when they were done."""
+        self._hub.end_workers(swarm_id, agents)
 
     def give_up(self, epoch: int, reason: str, told: Told) -> None:
         """As Host."""

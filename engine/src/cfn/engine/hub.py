@@ -90,7 +90,17 @@ class Hub:
     def end_team(self, team: Team) -> None:
         """Let go of every worker of a team; they end by themselves, or the spawner kills them."""
         if self.drop_team(team):
-            self._provider.end(team.swarm_id, [m.agent for m in team.members.values() if not m.external])
+            self.end_workers(team.swarm_id, [m.agent for m in team.members.values() if not m.external])
+
+    def leave_team(self, team: Team) -> None:
+        """Forget a team whose workers stay with the spawner, and end what is not there yet of them."""
+        absent = [m.agent for m in team.members.values() if m.endpoint is None and not m.external]
+        if self.drop_team(team) and absent:
+            self.end_workers(team.swarm_id, absent)
+
+    def end_workers(self, swarm_id: str, agents: Sequence[str]) -> None:
+        """End workers whose sockets no hub has any more."""
+        self._provider.end(swarm_id, agents)
 
     def drop_team(self, team: Team) -> bool:
         """Forget a team and close its sockets here; the spawner keeps its workers. False: it was

@@ -137,6 +137,7 @@ class Running:
             swarm_id=begun_.swarm_id,
             team=plan.team,
             kept=self._swarms.has(begun_.swarm_id),
+            shared=len(begun_.teams) > 1,
             key=request.key,
             epoch=epoch,
             shard=plan.shard,
@@ -196,6 +197,9 @@ class Running:
         self._certain(begun_, team, team.epoch)
         if begun_.complete and self._begun.pop(begun_.request.task_id, None) is not None:
             self._completed(begun_.outcome(), begun_.revoking)
+            if len(begun_.teams) > 1 and not self._swarms.has(begun_.swarm_id):
+                for each in begun_.teams:
+                    self._fleet.local.end_workers(begun_.swarm_id, each.plan.agents)
 
     def revoke(self, begun_: Begun, told: Told) -> None:
         """Make sure that nothing more of a request starts, then tell its states."""

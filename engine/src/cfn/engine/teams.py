@@ -17,14 +17,16 @@ NO_HOST = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeamOrder:
-    """A team's part of a request. `key` is the request's, `epoch` this order's. Slots `base` and on of
-    the shard are the agents', in their order. `fresh`: nothing of it can have been started. `given_up`:
+    """A team's part of a request. `kept`: the swarm outlives it. `shared`: other teams have parts of it
+    too. `key` is the request's, `epoch` this order's. Slots `base` and on of the shard are the agents',
+    in their order. `fresh`: nothing of it can have been started. `given_up`:
     start nothing, only find out what was. `lost` are indices whose deliveries a lab fault loses."""
 
     task_id: str
     swarm_id: str
     team: str
     kept: bool
+    shared: bool
     key: int
     epoch: int
     shard: int

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
 _HAND_OUT = 50  # workers in one datagram while forking, and forks between two looks at everything else
-_END_WAIT_S = 0.5  # at most, for others to be forked, before workers whose swarm has ended are let go
-_END_LOOK_S = 0.02
 _END_GRACE_S = 0.5  # for a worker whose swarm has ended, before SIGKILL
 _SWEEP_DELAY_S = 0.02  # gathers deaths, since a sweep reads all of /proc
 _ACCEPT_AGAIN_S = 0.1  # after descriptors ran out
@@ -367,20 +365,9 @@ class Spawner:
 
     def _let_go(self, ending: Sequence[_Held]) -> None:
         for held in ending:
-            del self._held[held.swarm_id, held.agent]
+            self._forget(held)
         if ending:
-            self._close(ending, time.monotonic() + _END_WAIT_S)
-
-    def _close(self, ending: Sequence[_Held], limit_s: float) -> None:
-        """Close the duplicates of the sockets: without a hub's own, the workers end by themselves. Not while
-        others are to be forked, for a while: somebody waits for those."""
-        now_s = time.monotonic()
-        if self._todo and now_s < limit_s:
-            self._loop.at(now_s + _END_LOOK_S, lambda: self._close(ending, limit_s))
-            return
-        for held in ending:
-            posix.close(held.descriptor)
-        self._loop.at(now_s + _END_GRACE_S, lambda: self._end_now(ending))
+            self._loop.at(time.monotonic() + _END_GRACE_S, lambda: self._end_now(ending))
 
     def _end_now(self, ending: Sequence[_Held]) -> None:
         for held in ending:
