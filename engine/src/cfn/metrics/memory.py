@@ -17,7 +17,7 @@ import msgspec
 
 from cfn.metrics.tally import Tally
 
-FORMAT = 1  # changes whenever the same bytes would give another tally
+FORMAT = 2  # changes whenever the same bytes would give another tally
 KEPT_S = 172_800.0  # an entry that nothing asked for in two days is removed
 
 _encoder = msgspec.msgpack.Encoder()

@@ -7,6 +7,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable
 from decimal import Decimal
+from functools import cached_property
 
 from cfn.metrics.evidence import Evidence, Gauge, RequestCell, SampleCell, Source
 from cfn.metrics.files import MAX_LINE_BYTES, Piece
@@ -76,6 +77,25 @@ class _DamageCount:
             self._source.damaged[damage.kind] += damage.count
 
 
+class _Keys:
+    """The keys of a piece's events. Two that are one event have one time: mostly no set of them is needed."""
+
+    def __init__(self, found: Tally) -> None:
+        self._packed = found.keys
+        self._oldest_ms = found.oldest_ms
+        self._newest_ms = found.newest_ms
+        self.count = len(found.keys) // 8
+
+    def overlaps(self, other: "_Keys") -> bool:
+        """Whether the times of the two have any in common."""
+        return self._oldest_ms <= other._newest_ms and other._oldest_ms <= self._newest_ms
+
+    @cached_property
+    def all(self) -> frozenset[int]:
+        """All of them."""
+        return frozenset(array("Q", self._packed))
+
+
 class _Events:
     """Tallies merged into evidence, in the order of the file."""
 
@@ -84,18 +104,16 @@ class _Events:
         self._key_sha256 = hashlib.sha256(split_key.encode()).hexdigest()[:16]
         self._recorded: dict[int, GenerationStarted] = {}
         self._damage = _DamageCount(evidence.events, evidence)
-        self._recent: deque[set[int]] = deque()
-        self._remembered: set[int] = set()
+        self._recent: deque[_Keys] = deque()
 
     def doubled(self, found: Tally) -> frozenset[int]:
         """The keys of a tally that occurred among the events before."""
-        keys = set(array("Q", found.keys))
-        doubled = frozenset(keys & self._remembered)
+        keys = _Keys(found)
+        doubled = {key for before in self._recent if before.overlaps(keys) for key in before.all & keys.all}
         self._recent.append(keys)
-        self._remembered |= keys
-        while len(self._remembered) - len(self._recent[0]) >= LINES_REMEMBERED:
-            self._remembered -= self._recent.popleft()
-        return doubled
+        while sum(each.count for each in self._recent) - self._recent[0].count >= LINES_REMEMBERED:
+            self._recent.popleft()
+        return frozenset(doubled)
 
     def add(self, found: Tally) -> None:
         """Merge the next tally."""

@@ -74,14 +74,15 @@ class Damage:
 @dataclass(slots=True)
 class Tally:
     """What a piece held. `keys` are eight bytes for each event, by task and time: two that are equal
-    are one event written twice. `lines` counts the records; times are those of the first record and
-    the newest."""
+    are one event written twice. `lines` counts the records; times are those of the first record, the
+    oldest and the newest."""
 
     cells: list[Cell] = field(default_factory=list)
     generations: list[GenerationStarted] = field(default_factory=list)
     damage: list[Damage] = field(default_factory=list)
     lines: int = 0
     first_ms: int = 0
+    oldest_ms: int = 0
     newest_ms: int = 0
     keys: bytes = b""
 
@@ -93,14 +94,14 @@ class Hasher:
     def __init__(self, split_key: str) -> None:
         key = split_key.encode()
         block = (hashlib.sha256(key).digest() if len(key) > 64 else key).ljust(64, b"\0")
-        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block)).copy
-        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block)).copy
+        self.inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block)).copy
+        self.outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block)).copy
 
     def number(self, task_id: str) -> int:
         """The digest's first eight bytes; modulo BUCKETS, the task's bucket."""
-        inner = self._inner()
+        inner = self.inner()
         inner.update(task_id.encode())
-        outer = self._outer()
+        outer = self.outer()
         outer.update(inner.digest())
         return int.from_bytes(outer.digest()[:8], "big")
 
@@ -176,7 +177,7 @@ class _Tallying:
 
     def _events(self, events: Iterable[EventLine]) -> None:
         """Count coordinations. Two million of them should take seconds: hence one loop, few calls."""
-        number_of, time_of = self._hasher.number, event_line.time_ms
+        new_inner, new_outer, time_of = self._hasher.inner, self._hasher.outer, event_line.time_ms
         bucket_ms, cells, groups, tally = self._bucket_ms, self._cells, self._groups, self._tally
         seen, keys, future_ms = self._seen, self._keys, self._future_ms
         where: _Where | None = None
@@ -190,7 +191,11 @@ class _Tallying:
             if states.done + states.failed + states.undelivered + states.unknown != event.agents:
                 self._damaged("invalid")
                 continue
-            number = number_of(event.task_id)
+            inner = new_inner()  # Hasher.number, without the call
+            inner.update(event.task_id.encode())
+            outer = new_outer()
+            outer.update(inner.digest())
+            number = int.from_bytes(outer.digest()[:8], "big")
             key = (number + moment_ms) & KEY_MASK
             if key in seen:
                 self._damaged("duplicate")
@@ -198,7 +203,7 @@ class _Tallying:
             seen.add(key)
             keys.append(key)
             if event.sticky_key is not UNSET:
-                number = number_of(event.sticky_key)
+                number = self._hasher.number(event.sticky_key)
             if tally.lines and tally.newest_ms <= moment_ms <= future_ms and not self._open_damage:
                 tally.newest_ms = moment_ms
                 tally.lines += 1
@@ -274,8 +279,9 @@ class _Tallying:
             return False
         tally = self._tally
         if not tally.lines:
-            tally.first_ms = moment_ms
+            tally.first_ms = tally.oldest_ms = moment_ms
         tally.lines += 1
+        tally.oldest_ms = min(tally.oldest_ms, moment_ms)
         if moment_ms >= tally.newest_ms:
             tally.newest_ms = moment_ms
         elif moment_ms < tally.newest_ms - DISORDER_TOLERANCE_MS:
