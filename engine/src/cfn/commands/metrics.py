@@ -118,8 +118,14 @@ def collect(
         memory = Memory(remembered, split_key=split_key, bucket_ms=bucket_ms)
         with ExitStack() as stack:
             events, samples = pieces(tree.events, stack), pieces(tree.samples, stack)
-            reduce_events(events, evidence, split_key=split_key, now_ms=now_ms, memory=memory)
-            reduce_samples(samples, evidence, now_ms=now_ms)
+            reduce_events(
+                events,
+                evidence,
+                split_key=split_key,
+                now_ms=now_ms,
+                memory=memory,
+                meanwhile=lambda: reduce_samples(samples, evidence, now_ms=now_ms),
+            )
     except (OSError, UnicodeDecodeError) as error:
         raise DamagedError(
             f"{getattr(error, 'filename', None) or tree.config}: cannot be read: {error}"

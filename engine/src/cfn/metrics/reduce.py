@@ -5,7 +5,7 @@ of buckets in the window and of generations, not with the number of lines.
 import hashlib
 from array import array
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from functools import cached_property
 
@@ -23,13 +23,20 @@ REBOOT_TOLERANCE_S = 60.0  # the boot time is now minus the uptime, and the cloc
 
 
 def reduce_events(
-    pieces: Iterable[Piece], evidence: Evidence, *, split_key: str, now_ms: int, memory: Memory
+    pieces: Iterable[Piece],
+    evidence: Evidence,
+    *,
+    split_key: str,
+    now_ms: int,
+    memory: Memory,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
     """Fill the request side of `evidence` from the pieces of the events file, oldest first. Raises
-    OSError when one cannot be read. Forks helpers for a large file: not for a process with threads."""
+    OSError when one cannot be read. Forks helpers for a large file: not for a process with threads.
+    `meanwhile` is called once, when they are at work."""
     merging = _Events(evidence, split_key)
     tallier = Tallier(split_key, evidence.bucket_ms, now_ms + FUTURE_TOLERANCE_MS, memory)
-    for piece, found in in_order(list(pieces), tallier):
+    for piece, found in in_order(list(pieces), tallier, meanwhile):
         evidence.events.present = True
         doubled = merging.doubled(found)
         merging.add(tallier.without(piece, doubled) if doubled else found)

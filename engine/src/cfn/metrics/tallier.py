@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from cfn.metrics.files import Piece
 from cfn.metrics.memory import Memory, pack, unpack
@@ -48,16 +48,22 @@ class Tallier:
         )
 
 
-def in_order(pieces: Sequence[Piece], tallier: Tallier) -> Iterator[tuple[Piece, Tally]]:
-    """Each piece with its tally, in the order given. Raises OSError when one cannot be read."""
+def in_order(
+    pieces: Sequence[Piece], tallier: Tallier, meanwhile: Callable[[], None]
+) -> Iterator[tuple[Piece, Tally]]:
+    """Each piece with its tally, in the order given; `meanwhile` is called first, when helpers are at work.
+    Raises OSError when one cannot be read."""
     processes = min(MAX_PROCESSES, len(os.sched_getaffinity(0)))
     if processes == 1 or len(pieces) < WORTH_A_FORK:
+        meanwhile()
         yield from ((piece, tallier(piece)) for piece in pieces)
         return
     # Forked, so that helpers have the same open files: a rotation meanwhile changes no piece.
     context = multiprocessing.get_context("fork")
     with context.Pool(processes, initializer=_start_helper, initargs=(tallier,)) as pool:
-        for piece, packed in zip(pieces, pool.imap(_help, pieces), strict=True):
+        tallies = pool.imap(_help, pieces)
+        meanwhile()
+        for piece, packed in zip(pieces, tallies, strict=True):
             yield piece, unpack(packed)
 
 
