@@ -355,3 +355,20 @@ def test_of_a_hundred_stops_below_the_bound_none_is_taken_for_a_death(engine: En
         time.sleep(0.6)
     counters = engine.ask(verb="health")["counters"]
     assert (counters["hangs"], counters["failovers"]) == (0, 0), f"of {stops} stops"
+
+
+@pytest.mark.parametrize("killed", ["", "coordinator-2", "conductor"])
+def test_workers_of_a_done_team_wait_for_their_request_and_end_with_it(hybrid: Engine, killed: str) -> None:
+    slow = hybrid.agent("[[ $CFN_AGENT_ID != agent-1 ]] || sleep 1.5")
+    hybrid.configure(CFN_MAX_AGENTS=100, CFN_TOPOLOGY="hybrid", CFN_COORDINATORS=4, CFN_AGENT_COMMAND=slow)
+    time.sleep(1.1)  # the conductor looks at its configuration once a second
+    with hybrid.begin(task_id="t", agents=AGENTS):
+        hybrid.until(lambda: len(hybrid.runs()) == AGENTS - 4, 10)
+        time.sleep(0.5)  # three teams are done
+        assert len(hybrid.leaders()) == AGENTS - 4
+        if killed:
+            hybrid.kill(killed)
+            hybrid.launch(killed)
+        answer = hybrid.ask(verb="coordinate", task_id="t", agents=AGENTS)
+    assert answer["states"]["done"] == AGENTS
+    hybrid.until(lambda: hybrid.leaders() == [], 3)
