@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -427,7 +428,7 @@ def test_a_daemon_that_answers_nonsense_gives_nothing(tree: Paths, answer: bytes
     server.close()
 
 
-def test_it_runs_follows_the_interval_and_ends_on_a_signal(tree: Paths) -> None:
+def test_it_runs_follows_its_configuration_and_ends_on_a_signal(tree: Paths, unused_tcp_port: int) -> None:
     environment = {**os.environ, "CFN_ROOT": str(tree.root)}
     process = subprocess.Popen([sys.executable, "-m", "cfn", "collector"], env=environment)
     try:
@@ -435,8 +436,11 @@ def test_it_runs_follows_the_interval_and_ends_on_a_signal(tree: Paths) -> None:
         while not (tree.samples.exists() and len(tree.samples.read_text().splitlines()) >= 3):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        tree.config.write_text('CFN_METRICS_INTERVAL="600"\nCFN_METRICS_PORT="0"\n')
+        port = unused_tcp_port
+        tree.config.write_text(f'CFN_METRICS_INTERVAL="600"\nCFN_METRICS_PORT="{port}"\n')
         time.sleep(1.5)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert b"cfn_sample" in answer.read()
         before = tree.samples.read_text()
         time.sleep(0.5)
         assert tree.samples.read_text() == before

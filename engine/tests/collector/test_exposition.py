@@ -1,7 +1,9 @@
 """`/metrics`: each field of a sample under one name with unit and help; no series for what is absent."""
 
 import re
+import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -78,10 +80,17 @@ def test_what_is_exposed_is_what_the_gate_asks_a_prometheus_for() -> None:
         assert own[field] == (shown.series, shown.scale, shown.label)
 
 
-def test_it_is_served(unused_tcp_port: int) -> None:
+def test_it_is_served_at_one_place_at_a_time(unused_tcp_port_factory: Callable[[], int]) -> None:
+    first, second = unused_tcp_port_factory(), unused_tcp_port_factory()
     exposition = Exposition()
     exposition.show({"tmpfs_pct": 50.0}, (), in_force=None, as_ordered=lambda _: True)
-    assert exposition.serve("127.0.0.1", unused_tcp_port)
-    with urllib.request.urlopen(f"http://127.0.0.1:{unused_tcp_port}/metrics") as answer:
-        assert b"cfn_tmpfs_used_ratio 0.5" in answer.read()
-    assert not Exposition().serve("127.0.0.1", unused_tcp_port)
+    for port, other in ((first, second), (first, second), (second, first)):
+        assert exposition.serve("127.0.0.1", port)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert b"cfn_tmpfs_used_ratio 0.5" in answer.read()
+        with pytest.raises(urllib.error.URLError, match="refused"):
+            urllib.request.urlopen(f"http://127.0.0.1:{other}/metrics")
+    assert not Exposition().serve("127.0.0.1", second)
+    assert exposition.serve("127.0.0.1", 0)
+    with pytest.raises(urllib.error.URLError, match="refused"):
+        urllib.request.urlopen(f"http://127.0.0.1:{second}/metrics")

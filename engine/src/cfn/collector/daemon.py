@@ -57,17 +57,16 @@ class Collector:
 
     def run(self) -> None:
         """Sample until stopped. A sample that cannot be written is said once, and the next is tried."""
-        config = self._follower.config
-        if config.metrics_port:
-            self.exposition.serve(config.metrics_listen, config.metrics_port)
+        self._serve()
         notify("READY=1")
-        log("collector-started", release=self._release, interval_s=config.metrics_interval_s)
+        log("collector-started", release=self._release, interval_s=self._follower.config.metrics_interval_s)
         due_s = time.monotonic()
         while not self._stopping:
             wait_s = due_s - time.monotonic()
             if wait_s > 0:
                 time.sleep(min(wait_s, POLL_S))
                 if self._follower.poll():
+                    self._serve()
                     due_s = min(due_s, time.monotonic() + self._interval_s())
                 continue
             self._said(self.turn)
@@ -75,6 +74,10 @@ class Collector:
             due_s = max(due_s + self._interval_s(), time.monotonic())
         notify("STOPPING=1")
         log("collector-stopped")
+
+    def _serve(self) -> None:
+        config = self._follower.config
+        self.exposition.serve(config.metrics_listen, config.metrics_port)
 
     def turn(self) -> dict[str, Any]:
         """Take one sample, expose it and write it. Raises OSError when a file cannot be written."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -94,6 +95,8 @@ class Exposition(PrometheusCollector):
         self._lock = threading.Lock()
         self._newest: Mapping[str, Any] = {}
         self._totals = Totals(self.registry)
+        self._place: tuple[str, int] | None = None
+        self._server: WSGIServer | None = None
         self.registry.register(self)
 
     def show(
@@ -133,13 +136,21 @@ class Exposition(PrometheusCollector):
         return families.values()
 
     def serve(self, address: str, port: int) -> bool:
-        """Answer Prometheus in a thread of its own, for the life of the process. False, and said in the
-        log, when the address cannot be had: samples go on without."""
-        try:
-            start_http_server(port, addr=address, registry=self.registry)
-        except OSError as error:
-            log("metrics-not-served", address=address, port=port, error=error)
-            return False
+        """Answer Prometheus here, in a thread of its own, and nowhere else any more; port 0 ends it. False,
+        and said in the log, when the address cannot be had: samples go on without."""
+        if (address, port) == self._place:
+            return True
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+        self._place = self._server = None
+        if port:
+            try:
+                self._server, _ = start_http_server(port, addr=address, registry=self.registry)
+            except OSError as error:
+                log("metrics-not-served", address=address, port=port, error=error)
+                return False
+        self._place = (address, port)
         return True
 
 
