@@ -58,7 +58,7 @@ encode() { # TEXT -> base64 on one line
 }
 
 ask() { # REQUEST_FIELDS WAIT_S: one request, its answer on standard output, its code as exit code
-  local answer code format=text
+  local answer code lines format=text
   [[ -z $json ]] || format=json
   [[ -S $CFN_CONDUCTOR_SOCKET ]] ||
     fail $EXIT_NOT_RUNNING "the conductor does not answer at $CFN_CONDUCTOR_SOCKET: no socket there"
@@ -66,7 +66,8 @@ ask() { # REQUEST_FIELDS WAIT_S: one request, its answer on standard output, its
     socat -t "$2" -T "$2" - "UNIX-CONNECT:$CFN_CONDUCTOR_SOCKET" 2>/dev/null) || true
   [[ -n $answer ]] || fail $EXIT_NOT_RUNNING "the conductor does not answer at $CFN_CONDUCTOR_SOCKET"
   if [[ -n $json ]]; then
-    answer=${answer##*$'\n'} # the last line is the final answer
+    mapfile -t lines <<<"$answer" # the last one is the final answer; a pattern would take seconds
+    answer=${lines[-1]}
     printf '%s\n' "$answer"
     [[ ! $answer =~ ^\{\"error\":.*\"exit_code\":([0-9]+) ]] || exit "${BASH_REMATCH[1]}"
     [[ ! $answer =~ \"delivery_rate_pct\":([0-9.]+) || ${BASH_REMATCH[1]} == 100.0 ]] || exit 4

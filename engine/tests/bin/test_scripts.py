@@ -72,6 +72,12 @@ def test_coordinate_prints_the_line_that_programs_parse(shared: Engine) -> None:
     assert [result["output"] for result in answer["results"]] == ["hi\n", "hi\n"]
 
 
+def test_an_answer_of_megabytes_is_printed(shared: Engine) -> None:
+    words = ("--json", "coordinate", "100", "c-large", "--payload-file", "-")
+    answer = json.loads(run(shared, *words, stdin="x" * 20_000))
+    assert {len(result["output"]) for result in answer["results"]} == {20_000}
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
