@@ -1,6 +1,7 @@
 """Stage 1 on two real hosts: drift, prediction, flips and the rollback under load, a dead controller."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -18,6 +19,8 @@ pytestmark = pytest.mark.lab
 
 HOSTS = ("one", "two")
 LOAD = "load --json --rate 10 --seconds 300 --sizes 1:80,10:20 --deadline-ms 5000"
+
+EXPOSURE_AT_MOST = {"cfn-workers.service": 4.0}  # its children are users' programs
 
 DRIFT = (
     "echo >> /opt/cfn/current/lib/cfn/config.py",
@@ -75,6 +78,16 @@ def test_a_second_run_changes_nothing(pair: Lab) -> None:
     assert first.returncode == 0, first.output
     again = pair.play("stage1.yml")
     assert (again.returncode, again.changed) == (0, 0), again.output
+
+
+def test_units_are_hardened(pair: Lab) -> None:
+    units = pair.run("one", "systemctl list-unit-files --no-legend 'cfn-*.service' | cut -d' ' -f1").split()
+    assert len(units) >= 8, units
+    for unit in units:
+        name = unit.replace("@.", "@1.")
+        found = re.search(r"exposure level.*: ([0-9.]+)", pair.run("one", f"systemd-analyze security {name}"))
+        assert found is not None, name
+        assert float(found[1]) <= EXPOSURE_AT_MOST.get(name, 2.0), (name, found[1])
 
 
 def test_drift_is_predicted_reported_and_repaired(pair: Lab) -> None:
