@@ -17,11 +17,13 @@ options:
     description: >-
       What the stage requires: C(shm_mb), C(nofile), C(memory_mb), C(memory_level) (required or
       advice), C(cores), C(bash_major), C(systemd_version), C(python_version), C(opt_free_mb),
-      C(log_free_mb), C(clock_skew_s).
+      C(log_free_mb).
     type: dict
     required: true
   controller_time_s:
-    description: The controller's clock as the task starts, in seconds since 1970.
+    description: >-
+      The controller's clock as the task starts, in seconds since 1970; returned beside the host's, for
+      the controller to judge the difference (C(cfn_preflight_report)).
     type: float
     required: true
 attributes:
@@ -57,6 +59,14 @@ advice:
   returned: always
   type: list
   elements: str
+controller_time_s:
+  description: As it was given.
+  returned: always
+  type: float
+host_time_s:
+  description: The host's clock, in seconds since 1970.
+  returned: always
+  type: float
 """
 
 import time
@@ -85,7 +95,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        findings = judge(gather(module.params["controller_time_s"], time.time()), module.params["needs"])
+        findings = judge(gather(), module.params["needs"])
     except KeyError as error:
         module.fail_json(msg=f"needs lacks {error}; see the documentation of cfn_preflight")
     module.exit_json(
@@ -93,6 +103,8 @@ def main() -> None:
         findings=[vars(finding) for finding in findings],
         problems=sentences(findings, "required"),
         advice=sentences(findings, "advice"),
+        controller_time_s=module.params["controller_time_s"],
+        host_time_s=time.time(),
     )
 
 

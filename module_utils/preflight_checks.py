@@ -36,7 +36,7 @@ class Finding:
     remedy: str
 
 
-def gather(controller_time_s: float, now_s: float) -> dict[str, Any]:
+def gather() -> dict[str, Any]:
     """Read the host. Absent figures are None, and fail their check. Blocks for some milliseconds."""
     return {
         "shm_total_mb": _shm_mb("f_blocks"),
@@ -54,7 +54,6 @@ def gather(controller_time_s: float, now_s: float) -> dict[str, Any]:
         ],
         "opt_free_mb": _free_mb("/opt"),
         "log_free_mb": _free_mb("/var/log"),
-        "clock_skew_s": abs(now_s - controller_time_s),
     }
 
 
@@ -62,7 +61,7 @@ def judge(facts: Mapping[str, Any], needs: Mapping[str, Any]) -> list[Finding]:
     """Hold the facts against a stage's needs; every check is answered, good or bad.
 
     `needs`: shm_mb, nofile, memory_mb, memory_level, cores, bash_major, systemd_version,
-    python_version, opt_free_mb, log_free_mb, clock_skew_s. `memory_level` says whether memory is
+    python_version, opt_free_mb, log_free_mb. `memory_level` says whether memory is
     required or advice; cores are advice; all else is required.
     """
     shm, nofile = needs["shm_mb"], needs["nofile"]
@@ -93,7 +92,6 @@ def judge(facts: Mapping[str, Any], needs: Mapping[str, Any]) -> list[Finding]:
         _equal(facts, "shm_folder", "fit", "remove /dev/shm/cfn if nothing of yours is in it"),
         _at_least(facts, "opt_free_mb", needs["opt_free_mb"], "MB", "free space in /opt"),
         _at_least(facts, "log_free_mb", needs["log_free_mb"], "MB", "free space in /var/log"),
-        _at_most(facts, "clock_skew_s", needs["clock_skew_s"], "s", "start time synchronisation on the host"),
     ]
 
 
@@ -113,14 +111,6 @@ def _at_least(
     found = facts[name]
     ok = found is not None and found >= required
     return Finding(name, _shown(found, unit), f"at least {required} {unit}", ok, level, remedy)
-
-
-def _at_most(facts: Mapping[str, Any], name: str, allowed: float, unit: str, remedy: str) -> Finding:
-    found = facts[name]
-    shown = _shown(None if found is None else round(found, 1), unit)
-    return Finding(
-        name, shown, f"at most {allowed} {unit}", found is not None and found <= allowed, "required", remedy
-    )
 
 
 def _equal(facts: Mapping[str, Any], name: str, required: object, remedy: str) -> Finding:

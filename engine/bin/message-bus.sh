@@ -68,6 +68,8 @@ ask() { # REQUEST_FIELDS WAIT_S: one request, its answer on standard output, its
   if [[ -n $json ]]; then
     mapfile -t lines <<<"$answer" # the last one is the final answer; a pattern would take seconds
     answer=${lines[-1]}
+    [[ ! $answer =~ ^\{\"state\":\"[a-z]+\",\"task_id\": ]] || fail $EXIT_NOT_RUNNING \
+      "the conductor ended before it answered; the same command with the same id asks for it again"
     printf '%s\n' "$answer"
     [[ ! $answer =~ ^\{\"error\":.*\"exit_code\":([0-9]+) ]] || exit "${BASH_REMATCH[1]}"
     [[ ! $answer =~ \"delivery_rate_pct\":([0-9.]+) || ${BASH_REMATCH[1]} == 100.0 ]] || exit 4

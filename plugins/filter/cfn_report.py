@@ -18,8 +18,11 @@ ADVICE = {
 }
 
 
-def preflight_report(hosts: Iterable[str], hostvars: Hostvars, stage: str) -> str:
-    """The problems of all hosts, by host; empty if there are none. Unreachable is a problem."""
+def preflight_report(
+    hosts: Iterable[str], hostvars: Hostvars, stage: str, now_s: float, clock_skew_s: float
+) -> str:
+    """The problems of all hosts, by host; empty if there are none. Unreachable is a problem, and so is a
+    clock that differs by more than `clock_skew_s` from the controller's, whose time is `now_s`."""
     lines: list[str] = []
     for host in hosts:
         result = hostvars[host].get("preflight_result", {})
@@ -28,11 +31,25 @@ def preflight_report(hosts: Iterable[str], hostvars: Hostvars, stage: str) -> st
         elif "problems" not in result:
             problems = [f"the checks did not run: {_one_line(result.get('msg', 'no result'))}"]
         else:
-            problems = list(result["problems"])
+            problems = [*result["problems"], *_clock_problems(result, now_s, clock_skew_s)]
         lines += [f"{host}: {problem}" for problem in problems]
     if not lines:
         return ""
     return "\n".join([f"Not fit for {stage}. Nothing was changed on any host.", *lines])
+
+
+def _clock_problems(result: Mapping[str, Any], now_s: float, allowed_s: float) -> list[str]:
+    """The host read its clock somewhere between the question and now: what a slow way or a busy host may
+    explain is no skew."""
+    least_s = result["host_time_s"] - now_s
+    most_s = result["host_time_s"] - float(result["controller_time_s"])
+    if least_s <= allowed_s and most_s >= -allowed_s:
+        return []
+    found_s = least_s if least_s > allowed_s else -most_s
+    return [
+        f"clock_skew_s: found at least {found_s:.3g} s, required at most {allowed_s:g} s; "
+        "start time synchronisation on the host"
+    ]
 
 
 def status_table(hosts: Iterable[str], hostvars: Hostvars, ledger: Mapping[str, Any]) -> str:

@@ -6,16 +6,18 @@ import pytest
 
 from plugins.filter.cfn_report import ADVICE, next_step, preflight_report, status_table
 
+CLOCK = {"controller_time_s": 99.5, "host_time_s": 99.8}
+
 
 def test_preflight_reports_every_problem_of_every_host() -> None:
     hostvars: dict[str, dict[str, Any]] = {
-        "a": {"preflight_result": {"problems": []}},
-        "b": {"preflight_result": {"problems": ["x: found 1", "y: found 2"]}},
+        "a": {"preflight_result": {"problems": [], **CLOCK}},
+        "b": {"preflight_result": {"problems": ["x: found 1", "y: found 2"], **CLOCK}},
         "c": {"preflight_result": {"unreachable": True, "msg": "no\n route"}},
         "d": {"preflight_result": {"failed": True, "msg": "crashed"}},
         "e": {},
     }
-    lines = preflight_report(hostvars, hostvars, "stage1").splitlines()
+    lines = preflight_report(hostvars, hostvars, "stage1", 100.0, 2.0).splitlines()
     assert "Nothing was changed" in lines[0]
     assert lines[1:] == [
         "b: x: found 1",
@@ -24,7 +26,27 @@ def test_preflight_reports_every_problem_of_every_host() -> None:
         "d: the checks did not run: crashed",
         "e: the checks did not run: no result",
     ]
-    assert preflight_report(["a"], hostvars, "stage1") == ""
+    assert preflight_report(["a"], hostvars, "stage1", 100.0, 2.0) == ""
+
+
+@pytest.mark.parametrize(
+    ("asked_s", "host_s", "now_s", "found"),
+    [
+        (100.0, 100.5, 101.0, ""),
+        (100.0, 130.0, 160.0, ""),  # a slow way, or a busy host
+        (100.0, 98.1, 101.0, ""),
+        (100.0, 102.9, 101.0, ""),
+        (100.0, 97.9, 101.0, "at least 2.1 s"),
+        (100.0, 103.1, 101.0, "at least 2.1 s"),
+        (100.0, 175.0, 101.0, "at least 74 s"),
+    ],
+)
+def test_a_clock_is_wrong_if_no_delay_explains_it(
+    asked_s: float, host_s: float, now_s: float, found: str
+) -> None:
+    result = {"problems": [], "controller_time_s": asked_s, "host_time_s": host_s}
+    report = preflight_report(["a"], {"a": {"preflight_result": result}}, "stage1", now_s, 2.0)
+    assert (found in report, "clock_skew_s" in report) == (True, bool(found))
 
 
 STATUS = {

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -148,6 +149,25 @@ def test_nobody_at_the_socket_is_exit_code_3(engine: Engine) -> None:
     engine.start("conductor")
     engine.kill("conductor")
     assert "does not answer" in run(engine, "status", code=3)
+
+
+def test_a_conductor_that_ends_before_it_answers_is_no_success(shared: Engine, tmp_path: Path) -> None:
+    (tmp_path / "run/cfn").mkdir(parents=True)
+    shutil.copy(shared.paths.env, tmp_path / "run/cfn/env")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "run/cfn/conductor.sock"))
+        listener.listen()
+        caller = subprocess.Popen(
+            [BIN / "message-bus.sh", "--json", "coordinate", "1", "lost-1"],
+            env={**os.environ, "CFN_ROOT": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65_536)
+            connection.sendall(b'{"state":"accepted","task_id":"lost-1"}\n')
+        output, errors = caller.communicate(timeout=30)
+    assert (caller.returncode, output) == (3, b"")
+    assert b"the conductor ended before it answered" in errors
 
 
 def test_not_all_delivered_is_exit_code_4(engine: Engine) -> None:

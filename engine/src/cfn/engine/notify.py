@@ -4,6 +4,8 @@ import _socket
 import posix
 import time
 
+_sender: _socket.socket | None = None  # kept: a daemon without a free descriptor is alive all the same
+
 
 def notify(state: str) -> None:
     """Send `state` ("READY=1", "WATCHDOG=1", "STOPPING=1", "STATUS=text") to the service manager.
@@ -11,18 +13,17 @@ def notify(state: str) -> None:
     Does nothing outside of a unit. Never blocks and never raises: a manager that does not listen
     is no reason for a daemon to fail.
     """
+    global _sender
     address = posix.environ.get(b"NOTIFY_SOCKET", b"")
     if not address:
         return
     if address.startswith(b"@"):  # an abstract name
         address = b"\0" + address[1:]
     try:
-        sender = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
-        try:
-            sender.setblocking(False)
-            sender.sendto(state.encode(), address)
-        finally:
-            sender.close()
+        if _sender is None:
+            _sender = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+            _sender.setblocking(False)
+        _sender.sendto(state.encode(), address)
     except OSError:
         return
 
