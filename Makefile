@@ -49,7 +49,7 @@ test-unit: $(VENV)/.ready ## The fast tests: no daemon, no lab, under two minute
 	@pytest -m "not (processes or lab or full)" -q
 
 .PHONY: test-processes
-test-processes: $(VENV)/.ready ## The tests with the project's daemons on this machine, killed and stopped
+test-processes: $(VENV)/.ready ## The tests with daemons on this machine, killed and stopped
 	@pytest -m "processes and not full" -q
 
 .PHONY: test-full

@@ -428,6 +428,7 @@ def test_a_daemon_that_answers_nonsense_gives_nothing(tree: Paths, answer: bytes
     server.close()
 
 
+@pytest.mark.processes
 def test_it_runs_follows_its_configuration_and_ends_on_a_signal(tree: Paths, unused_tcp_port: int) -> None:
     environment = {**os.environ, "CFN_ROOT": str(tree.root)}
     process = subprocess.Popen([sys.executable, "-m", "cfn", "collector"], env=environment)

@@ -348,6 +348,7 @@ def packed(tree: Paths, window: Window) -> dict[str, Any]:
     return pack(evidence.head(), evidence.cells())
 
 
+@pytest.mark.processes
 def test_files_and_a_real_prometheus_give_the_same_verdicts(tmp_path: Path) -> None:
     needs_prometheus()
     agree(tmp_path, ["healthy", "twice the errors"], hours=2, hosts=["host1"])
@@ -391,6 +392,7 @@ def compare(case: str, files: dict[str, Any], series_: dict[str, Any]) -> None:
             assert other["observed"] == pytest.approx(mine["observed"], rel=tolerance, abs=1e-6), what
 
 
+@pytest.mark.processes
 def test_nan_and_a_doubled_series_are_never_a_pass(tmp_path: Path) -> None:
     needs_prometheus()
     hours, hosts = 2, ["host1"]
