@@ -53,7 +53,7 @@ test-processes: $(VENV)/.ready ## The tests with daemons on this machine, killed
 	@pytest -m "processes and not full" -q
 
 .PHONY: test-full
-test-full: $(VENV)/.ready ## The slow tests: full counts of what make test-unit samples
+test-full: artifact ## The slow tests: full counts of what make test-unit samples
 	@pytest -m full -q
 
 .PHONY: fault-test
@@ -62,7 +62,7 @@ fault-test: $(VENV)/.ready ## The fault campaign alone: COUNT=10000 SEED=1
 
 .PHONY: test-lab
 test-lab: artifact ## The tests on real hosts: the lab itself, and the molecule scenarios
-	@pytest -m lab -q
+	@pytest -m "lab and not full" -q
 	@scripts/molecule
 
 .PHONY: lint
