@@ -13,6 +13,7 @@ from cfn.errors import UsageError
 from cfn.metrics import checks, files
 from cfn.metrics.files import MAX_LINE_BYTES, pieces
 from cfn.metrics.histogram import Histogram
+from cfn.metrics.packing import pack, unpack
 from cfn.metrics.times import format_ms, parse_ms, read_argument
 
 # Times and histograms
@@ -94,3 +95,14 @@ def test_pieces_are_the_file_in_whole_lines(contents: list[bytes], piece_bytes: 
 def test_nan_is_refused_wherever_it_stands_in_an_object(constant: str) -> None:
     with pytest.raises(checks.NotFiniteError):
         checks.load_object(f'{{"a": [{{"b": {constant}}}]}}')
+
+
+def test_no_bit_of_what_is_packed_may_change() -> None:
+    for number in range(64):  # every length of the last group, with and without unused bits
+        packed = pack({"v": 2, "host": "h" * number}, {})
+        assert unpack(packed) == {"v": 2, "host": "h" * number}
+        text = packed["packed"]
+        last = len(text.rstrip("=")) - 1
+        for other in set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/") - {text[last]}:
+            with pytest.raises(ValueError, match="packed"):
+                unpack(packed | {"packed": text[:last] + other + text[last + 1 :]})

@@ -38,7 +38,10 @@ def unpack(value: Mapping[str, Any]) -> Mapping[str, Any]:
     if "packed" not in value:
         return value
     try:
-        content = base64.b64decode(checks.text(value["packed"], "packed"), validate=True)
+        packed = checks.text(value["packed"], "packed")
+        content = base64.b64decode(packed, validate=True)
+        if base64.b64encode(content).decode() != packed:  # bits that base64 leaves unused: no byte may change
+            raise ValueError("packed is damaged: it is not what was packed")
         unpacking = zlib.decompressobj()
         text = unpacking.decompress(content, MAX_BYTES)
     except (binascii.Error, zlib.error) as error:
