@@ -66,6 +66,19 @@ def test_each_requirement_stops_a_rollout(fact: str, value: object, found: str, 
     assert bad.remedy
 
 
+def test_a_host_of_another_environment_is_refused_by_name() -> None:
+    needs = {**NEEDS, "environment": "production"}
+    (bad,) = [each for each in judge({**FIT, "environment": "staging"}, needs) if not each.ok]
+    assert (bad.check, bad.found, bad.required, bad.level) == (
+        "environment",
+        "staging",
+        "production",
+        "required",
+    )
+    for environment in ("production", ""):  # its own, or nothing deployed yet
+        assert all(each.ok for each in judge({**FIT, "environment": environment}, needs))
+
+
 @pytest.mark.parametrize("fact", ["cores", "memory_total_mb"])
 def test_advice_does_not_stop_a_rollout(fact: str) -> None:
     (bad,) = [finding for finding in judge({**FIT, fact: 1}, NEEDS) if not finding.ok]
