@@ -19,6 +19,7 @@ NEEDS = {
     "python_version": "3.11",
     "opt_free_mb": 100,
     "log_free_mb": 100,
+    "environment": "lab",
 }
 
 FIT: dict[str, Any] = {
@@ -35,6 +36,7 @@ FIT: dict[str, Any] = {
     "programs_missing": [],
     "opt_free_mb": 5000,
     "log_free_mb": 5000,
+    "environment": "lab",
 }
 
 
