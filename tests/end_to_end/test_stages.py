@@ -171,8 +171,8 @@ def test_a_manual_v1_and_an_open_breaker_hold_and_name_the_host(lab: Lab) -> Non
 
 
 def test_a_second_controller_is_refused_by_the_lock(lab: Lab) -> None:
-    lab.run("one", f"echo '{{\"run\": \"1.1.x\", \"controller\": \"elsewhere\", \"purpose\": \"another run\"}}' "
-                   f"| {CFN} lock take --actor eve")  # fmt: skip
+    other = '{"run": "1.1.x", "controller": "elsewhere", "purpose": "another run"}'
+    lab.run("one", f"echo '{other}' | {CFN} lock take --actor eve")
     try:
         refused = lab.play("stage1.yml", "-e", "traffic=7")
         assert (refused.returncode, refused.changed) == (20, 0), refused.output
