@@ -71,11 +71,18 @@ from ansible.module_utils.cfn_command import installed, run_cfn
 NOT_PROVED, REFUSED = 1, 5
 
 
+STATES = ["fallen_back", "checked", "reached"]
+
+
 def main() -> None:
     """Translate the options to one call of `cfn fallback`."""
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["fallen_back", "checked", "reached"], "default": "fallen_back"},
+            "state": {
+                "type": "str",
+                "choices": ["fallen_back", "checked", "reached"],
+                "default": "fallen_back",
+            },
             "epoch": {"type": "int", "default": 0},
             "ladder": {"type": "list", "elements": "dict", "default": []},
             "force": {"type": "bool", "default": False},

@@ -189,9 +189,7 @@ def step_taken(
     return [*steps, {"to_pct": pct, "at_s": round(now_s, 1), "guardrails": word, "reasons": reasons}]
 
 
-def outcome(
-    hosts: Iterable[str], hostvars: Hostvars, way: Mapping[str, Any], now_s: float
-) -> dict[str, Any]:
+def outcome(hosts: Iterable[str], hostvars: Hostvars, way: Mapping[str, Any], now_s: float) -> dict[str, Any]:
     """How a way back ended, for ledger and person.
 
     `way`: id, stage, decided_s, objective_s, to_pct (0: V1, proved by `back_proof` or by what
@@ -289,7 +287,9 @@ def _step_words(step: Mapping[str, Any], decided: float) -> str:
 def stage_of(hosts: Iterable[str], hostvars: Hostvars, table: Mapping[str, Any]) -> str:
     """The stage that the hosts run, by the agents that they are configured for (`back_standing`); the
     first one where nothing is known."""
-    stages = {name: figures["config"]["CFN_MAX_AGENTS"] for name, figures in table.items() if "config" in figures}
+    stages = {
+        name: figures["config"]["CFN_MAX_AGENTS"] for name, figures in table.items() if "config" in figures
+    }
     agents = max((standing(hostvars, host).get("max_agents") or 0 for host in hosts), default=0)
     return next((name for name, most in stages.items() if most >= agents), list(stages)[-1])
 
@@ -309,7 +309,7 @@ def left_behind(hosts: Iterable[str], hostvars: Hostvars, records: Iterable[Mapp
         if behind and v2_pct(state) > float(last["data"].get("to_pct") or 0):
             lines.append(
                 f"{host} still runs V2 at {v2_pct(state):g} %: the way back of {last['time']} (ledger record "
-                f"{last['sequence']}) did not reach it. ansible-playbook rollback_{last['stage']}.yml -e to=v1"
+                f"{last['sequence']}) did not reach it. To V1: ansible-playbook fallback_v1.yml"
             )
     return lines
 

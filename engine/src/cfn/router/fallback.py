@@ -63,9 +63,7 @@ def refusal(standing: Mapping[str, Any], asked: Asked) -> str:
     )
 
 
-def fall_back(
-    tree: Paths, asked: Asked, standing: Mapping[str, Any], router: RouterClient
-) -> dict[str, Any]:
+def fall_back(tree: Paths, asked: Asked, standing: Mapping[str, Any], router: RouterClient) -> dict[str, Any]:
     """Flip to V1 and prove it. Returns `after`, `changed`, `confirmed`, `epoch`, `seconds`, `proved` and
     `problem`. Raises CfnError only where the configuration cannot be changed."""
     epoch = max(asked.epoch, int(standing["before"]["epoch"] or 0) + EPOCHS_UP)
@@ -127,7 +125,9 @@ def _proof(router: RouterClient, asked: Asked) -> str:
     request = {"task_id": _task("proof"), "agents": asked.agents, "deadline_ms": asked.within_ms}
     status, answer = router.coordinate(request, answer_s=2 * asked.within_ms / 1000)
     if status != 200:
-        return f"the router answered {status} to a coordination: {answer.get('error') or answer.get('detail')}"
+        return (
+            f"the router answered {status} to a coordination: {answer.get('error') or answer.get('detail')}"
+        )
     if answer["served"] != "v1":
         return f"a coordination was served by {answer['served']}, not by v1"
     return _missed(answer["coordination"], asked, str(answer.get("detail") or ""))

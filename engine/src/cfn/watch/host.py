@@ -1,7 +1,6 @@
 """The host's side of the watch: what it answers, and its guard's turn. All I/O of the two."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
