@@ -254,14 +254,14 @@ def _flip(answers: Mapping[str, Any]) -> dict[str, Any]:
 def _words(ended: Mapping[str, Any], decided: float) -> list[str]:
     """An outcome as lines that a person reads; the first one says it all."""
     of = f"{len(ended['proved'])} of {len(ended['proved']) + len(ended['unproved'])} hosts"
-    within = "within" if ended["met"] else "NOT within"
+    met = "met" if ended["met"] else "NOT met"
     if ended["to_pct"]:
         what = f"V2 stays at {ended['to_pct']:g} % on {of}: no guardrail is broken there"
     else:
         what = f"V1 serves, proved by a real coordination on {of}"
     lines = [
-        f"{what}, {ended['seconds']:g} s after the decision, {within} the objective of "
-        f"{ended['objective_s']:g} s."
+        f"{what}, {ended['seconds']:g} s after the decision; the objective of {ended['objective_s']:g} s is "
+        f"{met}."
     ]
     lines += [_step_words(each, decided) for each in ended["steps"] if each["to_pct"]]
     lines += [f"{host}: NOT PROVED: {why}" for host, why in ended["unproved"].items()]
@@ -308,8 +308,8 @@ def left_behind(hosts: Iterable[str], hostvars: Hostvars, records: Iterable[Mapp
         behind = int(status.get("epoch") or 0) < int(last["data"]["epoch"])
         if behind and v2_pct(state) > float(last["data"].get("to_pct") or 0):
             lines.append(
-                f"{host} still runs V2 at {v2_pct(state):g} %: the way back of {last['time']} (ledger record "
-                f"{last['sequence']}) did not reach it. To V1: ansible-playbook fallback_v1.yml"
+                f"{host} still gives V2 {v2_pct(state):g} %, against the way back of {last['time']} (ledger "
+                f"record {last['sequence']}). To V1: ansible-playbook fallback_v1.yml"
             )
     return lines
 

@@ -197,7 +197,7 @@ def test_an_outcome_names_the_hosts_that_v1_is_not_proved_on() -> None:
     }
     assert ended["pending"] == ["gone"]
     assert (ended["seconds"], ended["met"], ended["epoch"]) == (8.2, False, 9)
-    assert "on 1 of 4 hosts, 8.2 s after the decision, NOT within the objective of 300 s" in ended["text"]
+    assert "on 1 of 4 hosts, 8.2 s after the decision; the objective of 300 s is NOT met" in ended["text"]
     assert "cfn fallback --epoch 9" in ended["text"]
 
 
@@ -258,7 +258,7 @@ def test_a_host_that_came_back_is_named_until_it_follows() -> None:
     }  # fmt: skip
     late = {"a": {"status_result": {"status": {"version": "v2", "traffic_pct": 10, "epoch": 5}}}}
     lines = back.left_behind(["a"], late, [last])
-    assert "a still runs V2 at 10 %" in lines[0]
+    assert "a still gives V2 10 %" in lines[0]
     followed = {"a": {"status_result": {"status": {"version": "v1", "traffic_pct": 10, "epoch": 9}}}}
     assert back.left_behind(["a"], followed, [last]) == []
     assert back.left_behind(["a"], late, [last, {**last, "kind": "flipped"}]) == []

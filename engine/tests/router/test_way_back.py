@@ -55,7 +55,7 @@ async def test_a_later_epoch_of_the_hosts_own_is_no_refusal(
 
 @pytest.mark.parametrize(
     ("script", "words"),
-    [("exit 1", "completion 0.0 %"), ("sleep 60", "delivery 0.0 %"), (None, "does not exist")],
+    [("exit 1", "completion 0.0 %"), ("sleep 60", "it did not end in"), (None, "does not exist")],
 )
 async def test_a_v1_that_does_not_work_takes_nothing_from_a_v2_that_does(
     start_router: StartRouter,
