@@ -294,6 +294,93 @@ def stage_of(hosts: Iterable[str], hostvars: Hostvars, table: Mapping[str, Any])
     return next((name for name, most in stages.items() if most >= agents), list(stages)[-1])
 
 
+def release_before(hosts: Iterable[str], hostvars: Hostvars, named: str) -> str:
+    """The release that all hosts go back to, of `release_known`, or the one that is named.
+
+    Raises AnsibleFilterError where there is none, or hosts differ.
+    """
+    known = {host: hostvars[host].get("release_known", {}) for host in hosts}
+    found = {host: (each["version"], each["previous"]) for host, each in known.items() if each.get("version")}
+    previous = {before for _, before in found.values()}
+    if named:
+        return named
+    if len(previous) == 1 and "" not in previous:
+        return previous.pop()
+    lines = [f"{host}: {now} in force, before it {before or 'none'}" for host, (now, before) in found.items()]
+    raise AnsibleFilterError(
+        "\n".join(
+            [
+                "There is no one release to go back to. Nothing was touched.",
+                *(lines or ["no host answered"]),
+                "Name one of those in /opt/cfn/releases: -e release=VERSION",
+            ]
+        )
+    )
+
+
+def release_outcome(
+    hosts: Iterable[str], hostvars: Hostvars, way: Mapping[str, Any], now_s: float
+) -> dict[str, Any]:
+    """How going back to a release ended. `way`: id, release, decided_s, objective_s."""
+    tasks = ("back_standing", "release_switched", "release_units", "release_restarted", "release_smoke")
+    unproved = {}
+    for host in hosts:
+        asked = [hostvars[host].get(name) or {} for name in tasks]
+        bad = [answer for answer in asked if answer.get("unreachable") or "msg" in answer]
+        if bad or not asked[-1]:
+            unproved[host] = _one_line(bad[0].get("msg") if bad else "it was not tried")
+    pending = [host for host in hosts if host not in reached(hosts, hostvars)]
+    proved = [host for host in hosts if host not in unproved]
+    seconds = round(now_s - float(way["decided_s"]), 1)
+    met = bool(proved) and set(unproved) <= set(pending) and seconds <= float(way["objective_s"])
+    known = (hostvars[host].get("release_known", {}).get("version") for host in hosts)
+    lines = [
+        f"Release {way['release']} is in force again, proved by its smoke test on {len(proved)} of "
+        f"{len(proved) + len(unproved)} hosts, {seconds:g} s after the decision; the objective of "
+        f"{float(way['objective_s']):g} s is {'met' if met else 'NOT met'}."
+    ]
+    lines += [f"{host}: NOT PROVED: {why}" for host, why in unproved.items()]
+    return {
+        "id": way["id"],
+        "release": way["release"],
+        "from_release": next((name for name in known if name), ""),
+        "seconds": seconds,
+        "objective_s": float(way["objective_s"]),
+        "met": met,
+        "proved": proved,
+        "unproved": unproved,
+        "text": "\n".join(lines),
+    }
+
+
+def rehearsed(results: Mapping[str, Mapping[str, Any]], off: str, dead: str) -> dict[str, Any]:
+    """What a rehearsal measured, for ledger and person: `results` are the outcomes of the planned way back,
+    of the fall back with V2 dead on `dead` and `off` out of reach (empty: none), and of its second run."""
+    alone = results["fallback"]
+    named = [off] if off else []
+    right = list(alone["pending"]) == named and sorted(alone["unproved"]) == named
+    met = right and all(each["met"] for each in results.values()) and not results["again"]["unproved"]
+    words = {
+        "planned": "planned, all the way to V1",
+        "fallback": f"fall back, V2 dead on {dead}" + (f", {off} out of reach" if off else ""),
+        "again": "fall back again, everybody in reach",
+    }
+    lines = [f"The way back was rehearsed: {'all of it holds' if met else 'IT DOES NOT HOLD'}."]
+    lines += [
+        f"{words[name]}: {each['seconds']:g} s, objective {each['objective_s']:g} s, on "
+        f"{len(each['proved'])} of {len(each['proved']) + len(each['unproved'])} hosts"
+        for name, each in results.items()
+    ]
+    kept = ("seconds", "objective_s", "met", "proved", "unproved", "pending", "steps")
+    return {
+        "met": met,
+        "off": off,
+        "dead": dead,
+        **{name: {key: each[key] for key in kept} for name, each in results.items()},
+        "text": "\n".join(lines),
+    }
+
+
 def left_behind(hosts: Iterable[str], hostvars: Hostvars, records: Iterable[Mapping[str, Any]]) -> list[str]:
     """A line for each host that the last way back did not reach and that still gives V2 more, of
     `status_result` and the ledger's records."""
@@ -341,6 +428,9 @@ class FilterModule:
             "cfn_back_step_taken": step_taken,
             "cfn_back_outcome": outcome,
             "cfn_back_stage": stage_of,
+            "cfn_release_before": release_before,
+            "cfn_release_outcome": release_outcome,
+            "cfn_rehearsed": rehearsed,
             "cfn_left_behind": left_behind,
             "cfn_spooled": spooled,
         }
