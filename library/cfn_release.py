@@ -94,7 +94,6 @@ from ansible.module_utils.release_tree import (
     version_digest,
 )
 
-
 PREVIOUS = OPT / "previous"
 
 

@@ -16,8 +16,13 @@ ALONE = {"time": "2026-01-31T12:00:00.000Z", "reason": "the watch was not heard 
 BACK = {
     "time": "2026-01-31T12:05:00.000Z",
     "reason": "V1 serves",
-    "back": {"id": "b-1", "stage": "stage2", "actor": "ada", "data": {"text": "V1 serves", "to_pct": 0, "epoch": 9}},
-}  # fmt: skip
+    "back": {
+        "id": "b-1",
+        "stage": "stage2",
+        "actor": "ada",
+        "data": {"text": "V1 serves", "to_pct": 0, "epoch": 9},
+    },
+}
 
 
 def as_record(data: dict[str, Any]) -> dict[str, Any]:

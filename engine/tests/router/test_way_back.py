@@ -10,9 +10,10 @@ from cfn.cli import main
 from cfn.config import parse
 from cfn.paths import Paths
 
-from .conftest import FakeConductor, StartRouter, configure, v1_script
+from .conftest import StartRouter, configure, v1_script
 
 pytestmark = pytest.mark.processes
+with_v2 = pytest.mark.usefixtures("conductor")
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +29,9 @@ async def fallback(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[i
     return code, json.loads(lines[-1]) if lines else {}, said.err
 
 
+@with_v2
 async def test_v1_is_tried_flipped_to_and_proved(
-    start_router: StartRouter, conductor: FakeConductor, tree: Paths, capsys: pytest.CaptureFixture[str]
+    start_router: StartRouter, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caller = await start_router()
     code, answer, _ = await fallback(capsys, "--check", "--epoch", "50")
@@ -42,8 +44,9 @@ async def test_v1_is_tried_flipped_to_and_proved(
     assert caller.events()[-1]["served"] == "v1"
 
 
+@with_v2
 async def test_a_later_epoch_of_the_hosts_own_is_no_refusal(
-    start_router: StartRouter, conductor: FakeConductor, tree: Paths, capsys: pytest.CaptureFixture[str]
+    start_router: StartRouter, tree: Paths, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure(tree, EPOCH=90)
     await start_router()
@@ -53,13 +56,13 @@ async def test_a_later_epoch_of_the_hosts_own_is_no_refusal(
     assert await asyncio.to_thread(main, ["traffic", "--version", "v2", "--epoch", "91"]) == 5
 
 
+@with_v2
 @pytest.mark.parametrize(
     ("script", "words"),
     [("exit 1", "completion 0.0 %"), ("sleep 60", "it did not end in"), (None, "does not exist")],
 )
 async def test_a_v1_that_does_not_work_takes_nothing_from_a_v2_that_does(
     start_router: StartRouter,
-    conductor: FakeConductor,
     tree: Paths,
     capsys: pytest.CaptureFixture[str],
     script: str | None,
