@@ -10,7 +10,7 @@ from cfn.errors import ConfigError, RefusedError
 
 
 def main(argv: list[str]) -> int:
-    """Exit code 0 when the file is accepted, 2 when it is refused, 5 when it is older than what it replaces."""
+    """Exit code 0 when the file is accepted, 2 when it is refused, 5 when it is older than the one before."""
     parser = argparse.ArgumentParser(prog="cfn config", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     checker = actions.add_parser("check", help="refuse a file that must not be deployed")
