@@ -67,33 +67,6 @@ def flip_records(hosts: Iterable[str], hostvars: Hostvars) -> dict[str, Any]:
     return {host: {key: flip.get(key) for key in wanted} for host, flip in flips.items()}
 
 
-def rollback_outcome(
-    hosts: Iterable[str], hostvars: Hostvars, started_s: float, now_s: float
-) -> dict[str, Any]:
-    """Which hosts V1 is proved on, which not and why, and the seconds it took; for ledger and person."""
-    proved, unproved = [], {}
-    for host in hosts:
-        answers = [hostvars[host].get(name, {}) for name in ("traffic_flip", "rollback_proof")]
-        bad = [
-            answer for answer in answers if answer.get("failed") or answer.get("unreachable") or not answer
-        ]
-        if bad:
-            unproved[host] = " ".join(str(bad[0].get("msg", "no answer")).split())
-        else:
-            proved.append(host)
-    seconds = round(now_s - started_s, 1)
-    of = f"{len(proved)} of {len(proved) + len(unproved)} hosts"
-    lines = [f"V1 serves, proved by a real coordination on {of}, {seconds:g} s after the decision."]
-    lines += [f"{host}: NOT PROVED: {why}" for host, why in unproved.items()]
-    return {
-        "seconds": seconds,
-        "proved": proved,
-        "unproved": unproved,
-        "flips": flip_records(hosts, hostvars),
-        "text": "\n".join(lines),
-    }
-
-
 def gate_request(
     hosts: list[str], hostvars: Hostvars, stage: str, table: Mapping[str, Any], environment: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -173,7 +146,6 @@ class FilterModule:
             "cfn_step": step,
             "cfn_next_epoch": next_epoch,
             "cfn_flip_records": flip_records,
-            "cfn_rollback_outcome": rollback_outcome,
             "cfn_gate_request": gate_request,
             "cfn_table_sha256": table_sha256,
         }

@@ -17,6 +17,7 @@ from cfn.rollout.records import attestations, facts
 
 Record = Mapping[str, Any]
 
+MEASURED = ("rollback_tested",)  # rehearse.yml attests it, of what it measured
 DECOMMISSION = "decommission"  # the step after the last: it moves no traffic
 
 
@@ -185,7 +186,7 @@ def may_start(records: Iterable[Record], asked: Asked, staging: Record | None) -
         _need_previous(decision, records, asked, before, setbacks)
     if asked.rules.staging_verdict and asked.kind == "production" and asked.stage != DECOMMISSION:
         _need_staging(decision, asked, staging, setbacks)
-    _need_attestations(decision, records, asked)
+    _need_attestations(decision, records, asked, staging)
     _need_no_incident(decision, records, asked)
     if decision.reasons and asked.override_by:
         decision.override = {
@@ -342,10 +343,23 @@ def _evidence_after(verdict: Mapping[str, Any], after_ms: int) -> int:
     return min(spans, default=0)
 
 
-def _need_attestations(decision: Decision, records: Sequence[Record], asked: Asked) -> None:
+def _need_attestations(
+    decision: Decision, records: Sequence[Record], asked: Asked, staging: Record | None
+) -> None:
+    """Each item by somebody's word in this ledger; what was measured in staging by its signed verdict,
+    whose age is held elsewhere."""
     attested = attestations(records, asked.stage)
     for item in asked.rules.attestations:
         record = attested.get(item)
+        if record is None and item in MEASURED and _attested_there(staging, asked.stage, item):
+            decision.because.append(f"{item}, measured in staging")
+            continue
+        if record is None and item in MEASURED:
+            decision.reasons.append(
+                f"{item} is not proved for {asked.stage}: walk the way back in staging before its verdict "
+                f"(ansible-playbook -i inventories/staging rehearse.yml -e stage={asked.stage}), or attest it"
+            )
+            continue
         if record is None:
             decision.reasons.append(
                 f"nobody has attested {item} for {asked.stage}: ansible-playbook attest.yml "
@@ -361,6 +375,14 @@ def _need_attestations(decision: Decision, records: Sequence[Record], asked: Ask
             decision.reasons.append(f"{cited}, is older than {limit_s / 86_400:g} days: attest it again")
         else:
             decision.because.append(cited)
+
+
+def _attested_there(staging: Record | None, stage: str, item: str) -> bool:
+    """Whether staging's verdict of this stage was reached while the item was attested to hold there."""
+    if staging is None or staging["stage"] != stage:
+        return False
+    facts_there = staging["data"].get("request", {}).get("facts") or {}
+    return facts_there.get("attested", {}).get(item) is True
 
 
 def _need_no_incident(decision: Decision, records: Sequence[Record], asked: Asked) -> None:
