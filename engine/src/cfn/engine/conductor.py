@@ -168,6 +168,7 @@ class Conductor:
             "spawner": "up" if self._link.up else "down",
             "spawner_pid": self._link.pid if self._link.up else 0,
             "coordinators": coordinators,
+            "failover_time_s": self.fleet.clock.last_s,
             "messages": self.messages.report(),
             "counters": {
                 "accepted": counters.accepted,
