@@ -26,9 +26,7 @@ def stage_in_force(records: Iterable[Mapping[str, Any]], table: Mapping[str, Any
             )
         return named
     found = [
-        record["stage"]
-        for record in records
-        if record["kind"] in OF_A_STAGE and record["stage"] in stages
+        record["stage"] for record in records if record["kind"] in OF_A_STAGE and record["stage"] in stages
     ]
     if not found:
         raise AnsibleFilterError(

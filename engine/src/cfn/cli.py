@@ -25,6 +25,8 @@ COMMANDS = {
     "watch": ("watch", "one minute of the watch (a timer does this on the control host)"),
     "watched": ("watched", "answer the watch (its key runs nothing else)"),
     "guard": ("guard", "obey the watch, or fall back when it is silent (a unit does this)"),
+    "capacity": ("capacity", "read or change how many agents V2 takes, and how long it keeps things"),
+    "soak": ("soak", "a long load that outlives whoever started it: start, status, stop"),
     "trial": ("trial", "try load balance, mesh, resources or teams, and hold the figures against limits"),
     "cleanup": ("cleanup", "remove what has outlived its retention"),
     "conductor": ("conductor", "run the conductor (a unit does this)"),

@@ -158,6 +158,7 @@ class Conductor:
             "epoch": self._generation,
             "topology": self.config.topology,
             "max_agents": self.config.max_agents,
+            "retention_s": self.config.retention_s,
             "swarms": [{"swarm_id": swarm.swarm_id, "agents": swarm.agents} for swarm in self.swarms.all],
             "agents_active": self._hub.live_agents + sum(int(row.get("agents", 0)) for row in coordinators),
             "open_requests": self.coordinations.open,

@@ -54,7 +54,9 @@ def find(coordinators: Sequence[Coordinator], number: int) -> Coordinator:
         if each.number == number:
             return each
     known = ", ".join(str(each.number) for each in coordinators)
-    raise UsageError(f"coordinator {number} does not exist on this host; there are {known}. Nothing was done.")
+    raise UsageError(
+        f"coordinator {number} does not exist on this host; there are {known}. Nothing was done."
+    )
 
 
 def check(health: Mapping[str, Any], number: int, action: str) -> Coordinator:

@@ -55,7 +55,9 @@ def swarm(here: Paths, agents: int, word: str) -> Iterator[str]:
     try:
         made = ask(here, verb="init", agents=agents, swarm_id=swarm_id)
         if made["live"] != agents:
-            raise NotDeliveredError(f"{made['live']} of {agents} agents of a swarm are there: {made['reason']}")
+            raise NotDeliveredError(
+                f"{made['live']} of {agents} agents of a swarm are there: {made['reason']}"
+            )
         yield swarm_id
     finally:
         end(here, swarm_id)

@@ -69,8 +69,7 @@ def act(
         "changed": changed,
         "before": [each.as_json() for each in rows],
         "after": [
-            each.as_json()
-            for each in (known.predicted(rows, number, action) if check and changed else after)
+            each.as_json() for each in (known.predicted(rows, number, action) if check and changed else after)
         ],
         "served_s": round(served.seconds, 3) if served else None,
         "served": served.as_json() if served else None,

@@ -93,7 +93,9 @@ def resource_analysis(here: Paths, agents: int, _rounds: int) -> Figures:
     """What do coordinators, workers, descriptors and tmpfs come to while a swarm of this size lives?"""
     hybrid(here)
     with swarm(here, agents, "trial"):
-        return usage(here)
+        figures = usage(here)
+    del figures["memory_kb"]  # of all together nobody says what is allowed
+    return figures
 
 
 def usage(here: Paths) -> Figures:
@@ -104,12 +106,15 @@ def usage(here: Paths) -> Figures:
         spawner=probes.count(engine, "spawner_pid"),
         router=probes.count(router, "pid"),
         coordinators={
-            each.name: each.pid for each in probes.coordinators(engine) or () if each.pid and each.state == "up"
+            each.name: each.pid
+            for each in probes.coordinators(engine) or ()
+            if each.pid and each.state == "up"
         },
     )
     read = Processes().read(daemons)
     tmpfs = probes.tmpfs_used(here.shm)
     return {
+        "memory_kb": read.get("memory_kb"),
         "memory_coordinator_kb": read.get("memory_coordinator_kb"),
         "memory_worker_kb": read.get("memory_worker_kb"),
         "fd_count": read.get("fd_count"),
