@@ -65,7 +65,7 @@ def coordinator_id(value: object) -> int:
     """A coordinator's number as it was typed. Raises AnsibleFilterError."""
     if not re.fullmatch(r"[1-9][0-9]?", str(value)):
         raise AnsibleFilterError(
-            f"coordinator={value} is refused: a number from 1 is needed, -e coordinator=3. Nothing was touched."
+            f"coordinator={value} is refused: a number is needed, -e coordinator=3. Nothing was touched."
         )
     return int(str(value))
 

@@ -102,8 +102,8 @@ def _back(here: Paths, found: known.Coordinator, action: str, began_s: float) ->
     if not until(there, BACK_S):
         row = known.find(known.listed(health(here)), found.number)
         raise CfnError(
-            f"coordinator {found.number} is {row.state} {BACK_S:.0f} s after it was to {action}; its teams are "
-            f"with the others. Look at journalctl -u cfn-coordinator@{found.number}"
+            f"coordinator {found.number} is {row.state} {BACK_S:.0f} s after it was to {action}; its teams "
+            f"are with the others. Look at journalctl -u cfn-coordinator@{found.number}"
         )
     return time.monotonic() - began_s
 

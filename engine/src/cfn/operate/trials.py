@@ -33,11 +33,11 @@ ADVICE: Mapping[str, str] = {
     "journalctl -u cfn-workers -u cfn-coordination.",
     "memory_coordinator_kb": "Restart it without a loss with failover.yml -e coordinator=ID, and look for "
     "what it holds: inboxes, long outputs.",
-    "memory_worker_kb": "Look at what the agents' command holds; capacity.yml -e agents=N runs fewer of them.",
+    "memory_worker_kb": "Look at what the agents' command holds; capacity.yml -e agents=N runs fewer.",
     "fd_count": "capacity.yml -e agents=N runs fewer agents; CFN_MAX_FD is the units' limit.",
     "tmpfs_used_mb": "cleanup.yml removes what has outlived its retention; capacity.yml -e retention_s=S "
     "shortens that.",
-    "messages_delivered_pct": "Look at message-bus.sh status and at the hubs' mesh_links in cfn status --json.",
+    "messages_delivered_pct": "Look at message-bus.sh status, and at mesh_links in cfn status --json.",
 }
 
 
