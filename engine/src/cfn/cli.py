@@ -27,6 +27,7 @@ COMMANDS = {
     "guard": ("guard", "obey the watch, or fall back when it is silent (a unit does this)"),
     "capacity": ("capacity", "read or change how many agents V2 takes, and how long it keeps things"),
     "soak": ("soak", "a long load that outlives whoever started it: start, status, stop"),
+    "stress": ("stress", "stress this host within bounds, and end what that began"),
     "trial": ("trial", "try load balance, mesh, resources or teams, and hold the figures against limits"),
     "cleanup": ("cleanup", "remove what has outlived its retention"),
     "conductor": ("conductor", "run the conductor (a unit does this)"),

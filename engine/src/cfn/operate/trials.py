@@ -134,7 +134,7 @@ def teams(here: Paths, agents: int, _rounds: int) -> Figures:
         buses: list[Bus] = []
         try:
             for plan in plans:
-                buses += [_bus(here, swarm_id, plan.team, plan.shard, name) for name in plan.agents[:2]]
+                buses += [bus_of(here, swarm_id, plan.team, plan.shard, name) for name in plan.agents[:2]]
             leaders, members = buses[::2], buses[1::2]
             hops = [(leaders[0], leader) for leader in leaders[1:]]
             work = list(zip(leaders, members, strict=True))
@@ -155,7 +155,8 @@ def teams(here: Paths, agents: int, _rounds: int) -> Figures:
     return {"messages_delivered_pct": round(100 * came / sent, 3)}
 
 
-def _bus(here: Paths, swarm_id: str, team: str, hub: int, agent: str) -> Bus:
+def bus_of(here: Paths, swarm_id: str, team: str, hub: int, agent: str) -> Bus:
+    """The connection of one agent of a swarm, by its team and that team's hub; for the caller to close."""
     return Bus(
         {
             "CFN_BUS": str(here.bus_socket(hub)),
