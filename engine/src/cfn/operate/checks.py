@@ -44,8 +44,8 @@ class Check:
     def text(self) -> str:
         """The figure in a line; what to do next only if it does not hold."""
         unit = f" {self.limit.unit}" if self.limit.unit else ""
-        found = "not measured" if self.found is None else f"{self.found:g}{unit}"
-        line = f"{self.name}: {found}, allowed {_WORDS[self.limit.compare]} {self.limit.threshold:g}{unit}"
+        found = "not measured" if self.found is None else f"{_number(self.found)}{unit}"
+        line = f"{self.name}: {found}, allowed {_WORDS[self.limit.compare]} {_number(self.limit.threshold)}{unit}"
         return line if self.holds else f"{line}. {self.advice}"
 
     def as_json(self) -> dict[str, Any]:
@@ -59,6 +59,11 @@ class Check:
             "holds": self.holds,
             "text": self.text,
         }
+
+
+def _number(value: float) -> str:
+    """Without an exponent, and without decimals that say nothing."""
+    return f"{value:.12g}"
 
 
 def limits_of(value: object) -> dict[str, Limit]:
