@@ -143,7 +143,7 @@ def stress_bounds(
 
 
 def stress_limits_s(bounds: Mapping[str, Mapping[str, Any]], least_s: int) -> dict[str, int]:
-    """After how long systemd ends each scenario: two minutes beyond what it is to take, `least_s` at least."""
+    """After how long systemd ends each scenario: two minutes beyond its time, `least_s` at least."""
     return {name: max(int(least_s), int(each.get("run_s", 0)) + 120) for name, each in bounds.items()}
 
 
