@@ -45,7 +45,8 @@ class Check:
         """The figure in a line; what to do next only if it does not hold."""
         unit = f" {self.limit.unit}" if self.limit.unit else ""
         found = "not measured" if self.found is None else f"{_number(self.found)}{unit}"
-        line = f"{self.name}: {found}, allowed {_WORDS[self.limit.compare]} {_number(self.limit.threshold)}{unit}"
+        allowed = f"{_WORDS[self.limit.compare]} {_number(self.limit.threshold)}{unit}"
+        line = f"{self.name}: {found}, allowed {allowed}"
         return line if self.holds else f"{line}. {self.advice}"
 
     def as_json(self) -> dict[str, Any]:

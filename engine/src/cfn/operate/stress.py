@@ -25,6 +25,7 @@ from cfn.paths import Paths
 
 WORD = "stress"
 BACK_S = 20.0
+CONNECT_S = 5.0
 DEADLINE_MS = 30_000
 
 ADVICE: Mapping[str, str] = {
@@ -90,7 +91,7 @@ def descriptor_pressure(here: Paths, bounds: Bounds) -> Figures:
     """Coordinations while so many idle `connections` hold descriptors of the conductor's."""
     with ExitStack() as idle:
         for _ in range(int(bounds["connections"])):
-            idle.enter_context(Client(here.conductor_socket))
+            idle.enter_context(_connected(here))
         return _for_a_while(here, bounds)
 
 
@@ -196,6 +197,18 @@ def _coordinate(here: Paths, agents: int, **more: Any) -> dict[str, Any]:
         timeout_s=300.0,
         **more,
     )
+
+
+def _connected(here: Paths) -> Client:
+    """A connection, tried again while more wait to be accepted than the kernel keeps."""
+    ends_s = time.monotonic() + CONNECT_S
+    while True:
+        try:
+            return Client(here.conductor_socket)
+        except NotRunningError:
+            if time.monotonic() > ends_s:
+                raise
+            time.sleep(0.01)
 
 
 def _lost(answer: Mapping[str, Any]) -> int:
