@@ -54,7 +54,7 @@ def test_a_length_that_is_refused(length: str) -> None:
 
 def test_an_account_is_recorded_once() -> None:
     result = {"soak": "soak-1", "ok": True}
-    hostvars = {
+    hostvars: dict[str, dict[str, Any]] = {
         "one": {"soak_found": {"soak": {"soak": "soak-1", "order": {}, "result": result}}},
         "two": {"soak_found": {"soak": {"soak": "soak-2", "order": {}, "result": None}}},
     }
@@ -176,7 +176,7 @@ def test_a_coordinator_that_is_no_number(value: str) -> None:
 
 
 def test_the_record_of_a_failover_is_its_longest_step() -> None:
-    steps = [{"served_s": 0.2, "back_s": None}, {"served_s": 1.5, "back_s": 0.6}]
+    steps: list[dict[str, Any]] = [{"served_s": 0.2, "back_s": None}, {"served_s": 1.5, "back_s": 0.6}]
     found = cfn_trials.failover_record(steps, "one", 3, "planned", "why", [{"changed": False}])
     assert (found["ok"], found["served_s"], found["back_s"]) == (True, 1.5, 0.6)
     bad = cfn_trials.failover_record(
