@@ -227,6 +227,11 @@ def answers(hosts: Iterable[str], hostvars: Hostvars, name: str, keys: Sequence[
     return {host: {key: answer.get(key) for key in keys} for host, answer in found.items()}
 
 
+def differing(hosts: Iterable[str], hostvars: Hostvars, name: str) -> list[str]:
+    """The hosts on which what was registered under a name changed something."""
+    return [host for host in hosts if (hostvars[host].get(name) or {}).get("changed")]
+
+
 def cleanup_lines(hosts: Iterable[str], hostvars: Hostvars, check: object) -> list[str]:
     """What was removed on every host, or would be."""
     lines = []
@@ -262,5 +267,6 @@ class FilterModule:
             "cfn_capacity_asked": capacity_asked,
             "cfn_capacity_lines": capacity_lines,
             "cfn_answers": answers,
+            "cfn_differing": differing,
             "cfn_cleanup_lines": cleanup_lines,
         }

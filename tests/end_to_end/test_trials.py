@@ -33,7 +33,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     (folder / "spec.yml").write_text(SPEC)
     for lab in make_lab("trials", folder / "spec.yml", folder / "i"):
         stage = ("-e", "stage=stage2", "-e", "traffic=50")
-        override = ("-e", "override_by=test", "-e", "override_reason=the ladder is tried elsewhere")
+        override = ("-e", "override_by=test", "-e", "override_reason=tried-elsewhere")
         deployed = lab.play("playbooks/stage.yml", *stage, *override)
         assert deployed.returncode == 0, deployed.output
         yield lab
@@ -112,7 +112,7 @@ def test_a_failover_test_attests_itself_and_only_while_there_is_little_to_do(hos
 
 def test_a_planned_failover_under_load_loses_nothing(host: Lab) -> None:
     with loaded(host) as report:
-        played = host.play("failover.yml", "-e", "coordinator=3", "-e", "reason=a test")
+        played = host.play("failover.yml", "-e", "coordinator=3", "-e", "reason='a test'")
     assert played.returncode == 0, played.output
     nothing_was_lost(report)
     done = records(host, "failover")[-1]["data"]
