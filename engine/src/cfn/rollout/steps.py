@@ -195,15 +195,18 @@ def _previous_step(asked: Asked) -> Step | None:
 
 
 def setback(record: Record) -> bool:
-    """Whether a record voids what its stage has reached: a FAIL, or a rollback."""
+    """Whether a record voids what its stage has reached: a FAIL, a rollback, or V1 restored and in
+    charge again."""
     kind: str = record["kind"]
+    if kind == "restored":
+        return record["data"].get("traffic") == "v1"
     return kind == "rolled_back" or (
         kind == "verdict" and str(record["data"]["verdict"]["verdict"]) == "FAIL"
     )
 
 
 def _what(record: Record) -> str:
-    word = "rollback" if record["kind"] == "rolled_back" else "FAIL"
+    word = {"rolled_back": "rollback", "restored": "restoration of V1"}.get(record["kind"], "FAIL")
     return f"the {word} of {record['stage']} at {record['time']} (record {record['sequence']})"
 
 
@@ -231,7 +234,7 @@ def _need_previous(
     ]
     passes = [each for each in verdicts if each["verdict"] == "PASS"]
     if not passes:
-        last = f"; its last verdict is {verdicts[-1]['verdict']}" if verdicts else ""
+        last = f"; its last verdict is {_in_words(verdicts[-1])}" if verdicts else ""
         decision.reasons.append(f"{name} has no PASS in this ledger{last}")
         return
     last_pass = passes[-1]
@@ -242,6 +245,13 @@ def _need_previous(
     decision.reasons += [f"{cited} does not count: {problem}" for problem in problems]
     if not problems:
         decision.because.append(cited)
+
+
+def _in_words(verdict: Mapping[str, Any]) -> str:
+    """A verdict with its reasons, and when the gate can be asked again."""
+    words = f"{verdict['verdict']} ({verdict['time']}): {'; '.join(verdict.get('reasons', []))}"
+    again = verdict.get("ask_again_at")
+    return f"{words}; ask the gate again at {again}" if again else words
 
 
 def _need_staging(
