@@ -4,6 +4,8 @@
 A gzipped tar with `MANIFEST.json` first: every file with digest, mode and owner, V1's command and its
 units. The same V1 gives the same archive, byte for byte, on whichever host: no times and no numbers of
 accounts are in it. Its name carries the beginning of its digest. Needs nothing but Python on the host.
+
+    python3 module_utils/v1_archive.py ARCHIVE SHA256     verify an archive where it lies
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import pwd
 import shlex
 import stat
+import sys
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -161,7 +164,11 @@ def _walk(paths: Sequence[str], root: str) -> Iterator[str]:
         yield path
         place = _at(root, path)
         if place.is_dir() and not place.is_symlink():
-            yield from _walk([f"{path}/{name}" for name in os.listdir(place)], root)
+            yield from _walk([f"{path}/{name}" for name in _names(place)], root)
+
+
+def _names(folder: Path) -> list[str]:
+    return [place.name for place in folder.iterdir()]
 
 
 def look(path: str, root: str = "/") -> Entry | None:
@@ -178,7 +185,7 @@ def look(path: str, root: str = "/") -> Entry | None:
         if stat.S_ISDIR(status.st_mode):
             return Entry(kind="directory", **owned)  # type: ignore[arg-type]
         if stat.S_ISLNK(status.st_mode):
-            return Entry(kind="link", target=os.readlink(place), **owned)  # type: ignore[arg-type]
+            return Entry(kind="link", target=str(place.readlink()), **owned)  # type: ignore[arg-type]
         if stat.S_ISREG(status.st_mode):
             return Entry(kind="file", size=status.st_size, sha256=sha256_of(place), **owned)  # type: ignore[arg-type]
     except FileNotFoundError:
@@ -281,12 +288,14 @@ def opened(archive: Path) -> Iterator[tuple[Manifest, Iterator[tuple[str, IO[byt
             content = tar.extractfile(first) if first and first.name == MANIFEST else None
             if content is None:
                 raise ArchiveError(f"{archive} is no archive of V1: it does not begin with {MANIFEST}")
-            yield (
-                read_manifest(content.read()),
-                ((f"/{each.name}", tar.extractfile(each) if each.isreg() else None) for each in tar),
-            )
+            yield read_manifest(content.read()), _members(tar)
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise ArchiveError(f"{archive} cannot be read, or put in place: {error}") from None
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes] | None]]:
+    while (member := tar.next()) is not None:
+        yield f"/{member.name}", tar.extractfile(member) if member.isreg() else None
 
 
 def differences(manifest: Manifest, root: str = "/") -> list[Difference]:
@@ -381,3 +390,23 @@ def _number(lookup: Any, name: str) -> int | None:
         return int(lookup(name)[2])
     except KeyError:
         return int(name) if name.isdigit() else None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Verify an archive; exit code 1, with the reason, if it is not to be believed."""
+    if len(argv) != 2:
+        print("usage: v1_archive.py ARCHIVE SHA256", file=sys.stderr)
+        return 2
+    try:
+        manifest = verify(Path(argv[0]), argv[1])
+    except ArchiveError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(
+        f"{argv[0]}: V1, {len(manifest.entries)} files and folders of {', '.join(manifest.paths)}, verified"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

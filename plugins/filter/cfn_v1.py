@@ -44,7 +44,7 @@ def end_plan(
     problems: list[str] = []
     if not any(_inside(word, paths) for word in shlex.split(command)):
         problems.append(
-            f"V1's command {command} lies in none of cfn_v1_paths ({', '.join(paths)}): it would not be archived"
+            f"V1's command {command} lies in none of cfn_v1_paths ({', '.join(paths)}): it would be lost"
         )
     archive, remove, releases, traffic = [], [], set(), []
     for host in hosts:
@@ -161,8 +161,8 @@ def source(host: str, ledger: Mapping[str, Any], folder: str, asked: str) -> dic
         problem = (
             ""
             if re.fullmatch("[0-9a-f]{12}", digest)
-            else f"{name} is in no record of the ledger, and does not carry its digest (v1-HOST-DIGEST.tar.gz): "
-            "there is nothing to hold it against"
+            else f"{name} is in no record of the ledger, and does not carry its digest "
+            "(v1-HOST-DIGEST.tar.gz): there is nothing to hold it against"
         )
         return {"file": asked, "sha256": digest, "from": "the file's name", "problem": problem}
     if host not in known:
@@ -179,7 +179,10 @@ def source_problems(hosts: Iterable[str], hostvars: Hostvars) -> str:
     for host in hosts:
         checked = hostvars[host].get("v1_source_checked") or {}
         said = hostvars[host]["v1_source"]["problem"]
-        bad.append(said or ("" if "manifest" in checked else checked.get("msg") or "it was not verified"))
+        found = (
+            "" if checked.get("rc") == 0 else checked.get("stderr") or checked.get("msg") or "not verified"
+        )
+        bad.append(said or found)
     named = sorted({_one_line(each) for each in bad if each})
     return "\n".join(["V1 is not restored. Nothing was touched.", *named]) if named else ""
 

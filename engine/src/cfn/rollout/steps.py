@@ -248,10 +248,12 @@ def _need_previous(
 
 
 def _in_words(verdict: Mapping[str, Any]) -> str:
-    """A verdict with its reasons, and when the gate can be asked again."""
-    words = f"{verdict['verdict']} ({verdict['time']}): {'; '.join(verdict.get('reasons', []))}"
+    """A verdict, since when it has evidence, when there is enough of it, and its first reason."""
+    reasons = verdict.get("reasons") or [""]
+    more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
     again = verdict.get("ask_again_at")
-    return f"{words}; ask the gate again at {again}" if again else words
+    full = f"; its window is full at {again}" if again else ""
+    return f"{verdict['verdict']} ({verdict['time']}, of evidence since {verdict['since']}{full}): {reasons[0]}{more}"
 
 
 def _need_staging(
