@@ -38,12 +38,12 @@ def step(table: Mapping[str, Any], stage: str, kind: str, traffic: object) -> di
 
 
 def next_epoch(hosts: Iterable[str], hostvars: Hostvars, traffic_pct: object = None) -> int:
-    """One more than the highest epoch that any host answered with in `traffic_before`.
+    """One more than the highest epoch that any host answered with in `traffic_before` or `order_status`.
 
     With `traffic_pct`: if every host is at that share of V2 already, under one epoch, that epoch, so
     that a run that has nothing to flip changes nothing.
     """
-    answers = [hostvars[host].get("traffic_before", {}).get("before") for host in hosts]
+    answers = [_traffic_before(hostvars[host]) for host in hosts]
     states = {
         (answer["version"], float(answer["traffic_pct"]), int(answer["epoch"])) if answer else None
         for answer in answers
@@ -52,6 +52,12 @@ def next_epoch(hosts: Iterable[str], hostvars: Hostvars, traffic_pct: object = N
     if traffic_pct is not None and states == {("v2", float(str(traffic_pct)), highest)}:
         return highest
     return highest + 1
+
+
+def _traffic_before(answers: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a host said of its traffic before it was changed; None if it said nothing."""
+    found = answers.get("traffic_before", {}).get("before") or answers.get("order_status", {}).get("status")
+    return found if found and found.get("epoch") is not None else None
 
 
 def flip_records(hosts: Iterable[str], hostvars: Hostvars) -> dict[str, Any]:

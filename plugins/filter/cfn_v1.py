@@ -37,7 +37,7 @@ def end_plan(
     """How V1 is ended: `problems` of all hosts, by host, and what there is to do: whether anything is
     `needed`, the hosts to `archive` and those to `remove` V1 from; `release` is the one that they run.
 
-    Reads `end_status` and `end_v1` of every host. A host whose router knows of no V1 any more is taken up
+    Reads `order_status` and `end_v1` of every host. A host whose router knows of no V1 any more is taken up
     where an earlier run left it: with the archive that the ledger has.
     """
     known = standing(ledger.get("records", []))
@@ -48,7 +48,7 @@ def end_plan(
         )
     archive, remove, releases, traffic = [], [], set(), []
     for host in hosts:
-        status, own = hostvars[host].get("end_status", {}), hostvars[host].get("end_v1", {})
+        status, own = hostvars[host].get("order_status", {}), hostvars[host].get("end_v1", {})
         problems += [f"{host}: {each}" for each in _unfit(status, own, known["archives"].get(host))]
         said = status.get("status") or {}
         releases.add(said.get("release"))
@@ -103,7 +103,7 @@ def _inside(word: str, paths: Sequence[str]) -> bool:
 
 def end_epoch(hosts: Iterable[str], hostvars: Hostvars, plan: Mapping[str, Any]) -> int:
     """The epoch of V1's end: higher than any host's, except where a run before brought it to all."""
-    epochs = [(hostvars[host]["end_status"]["status"] or {}).get("epoch") or 0 for host in hosts]
+    epochs = [(hostvars[host]["order_status"]["status"] or {}).get("epoch") or 0 for host in hosts]
     return max(epochs) + (1 if plan["archive"] else 0)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from cfn.errors import UsageError
 from cfn.metrics import checks
 from cfn.metrics.times import parse_ms
+from cfn.rollout.holds import RESUMED, holds
 from cfn.rollout.records import attestations, facts
 
 Record = Mapping[str, Any]
@@ -44,7 +45,8 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """The step that is to start. `current` is what each host runs: version, traffic and release."""
+    """The step that is to start. `current` is what each host runs: version, traffic and release; `hosts`
+    the same with the host's name and its breaker, from callers that know them."""
 
     environment: str
     kind: str
@@ -56,23 +58,30 @@ class Asked:
     steps: tuple[Step, ...]
     rules: Rules
     current: tuple[tuple[str, float, str], ...] = ()
+    hosts: tuple[Mapping[str, Any], ...] = ()
     override_by: str = ""
     override_reason: str = ""
+    resume_by: str = ""
+    resume_reason: str = ""
 
 
 @dataclass(slots=True)
 class Decision:
-    """Whether the step may start: `reasons` against it, and `because` of which records it may.
-    `override` is the data of a record to append, if somebody answers for what is missing."""
+    """Whether the step may start: `reasons` against it, what `holds` it, and `because` of which records it
+    may. `override` and `resumed` are the data of records to append, if somebody answers for what is
+    missing, or lets what is held go on."""
 
     reasons: list[str] = field(default_factory=list)
+    holds: list[str] = field(default_factory=list)
     because: list[str] = field(default_factory=list)
     override: dict[str, Any] | None = None
+    resumed: dict[str, Any] | None = None
 
     @property
     def allowed(self) -> bool:
-        """No reason against it, or overridden."""
-        return not self.reasons or self.override is not None
+        """No reason against it, or overridden; and not held, or resumed."""
+        answered = not self.reasons or self.override is not None
+        return answered and (not self.holds or self.resumed is not None)
 
     def as_json(self) -> dict[str, Any]:
         """The object that `cfn rollout may-start --json` prints."""
@@ -80,8 +89,10 @@ class Decision:
             "decided": True,
             "allowed": self.allowed,
             "reasons": self.reasons,
+            "holds": self.holds,
             "because": self.because,
             "override": self.override,
+            "resumed": self.resumed,
         }
 
 
@@ -115,8 +126,15 @@ def read_asked(value: Mapping[str, Any]) -> Asked:
             current=tuple(
                 _read_current(each) for each in checks.sequence(value.get("current", []), "current")
             ),
+            hosts=tuple(
+                checks.mapping(each, "a host of current")
+                for each in checks.sequence(value.get("current", []), "current")
+                if "host" in checks.mapping(each, "a host of current")
+            ),
             override_by=checks.text(value.get("override_by", ""), "override_by").strip(),
             override_reason=checks.text(value.get("override_reason", ""), "override_reason").strip(),
+            resume_by=checks.text(value.get("resume_by", ""), "resume_by").strip(),
+            resume_reason=checks.text(value.get("resume_reason", ""), "resume_reason").strip(),
         )
     except ValueError as error:
         raise UsageError(f"the step that is asked for: {error}") from None
@@ -147,11 +165,20 @@ def may_start(records: Iterable[Record], asked: Asked, staging: Record | None) -
     """
     if bool(asked.override_by) != bool(asked.override_reason):
         raise UsageError("an override needs both override_by and override_reason")
-    decision = Decision()
+    if bool(asked.resume_by) != bool(asked.resume_reason):
+        raise UsageError("to resume needs both resume_by and resume_reason")
+    records = list(records)
+    decision = Decision(holds=holds(records, asked.hosts))
+    if decision.holds and asked.resume_by:
+        decision.resumed = {
+            "state": RESUMED,
+            "by": asked.resume_by,
+            "reason": asked.resume_reason,
+            "held": list(decision.holds),
+        }
     if _changes_nothing(asked):
         decision.because.append("every host runs this release already, with as much traffic on V2 or more")
         return decision
-    records = list(records)
     before = _previous_step(asked)
     setbacks = [(each["stage"], parse_ms(each["time"]), _what(each)) for each in records if setback(each)]
     if asked.rules.previous_step and before is not None and asked.kind == "production":
