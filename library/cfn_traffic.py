@@ -81,8 +81,8 @@ EXAMPLES = r"""
 RETURN = r"""
 before:
   description: >-
-    C(version), C(traffic_pct), C(epoch), C(v1_enabled), C(generation) and C(breaker) before; generation and breaker
-    are null where no router answers.
+    C(version), C(traffic_pct), C(epoch), C(v1_enabled), C(generation) and C(breaker) before; generation
+    and breaker are null where no router answers.
   returned: always
   type: dict
 after:

@@ -56,7 +56,7 @@ options:
     type: path
     default: /
   max_mb:
-    description: The largest V1 that is archived, in MB of its files; what is larger holds data, not a program.
+    description: The largest V1 that is archived, in MB of its files; what is larger is data.
     type: int
     default: 200
 attributes:

@@ -280,7 +280,8 @@ def _in_words(verdict: Mapping[str, Any]) -> str:
     more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
     again = verdict.get("ask_again_at")
     full = f"; its window is full at {again}" if again else ""
-    return f"{verdict['verdict']} ({verdict['time']}, of evidence since {verdict['since']}{full}): {reasons[0]}{more}"
+    when = f"{verdict['time']}, of evidence since {verdict['since']}{full}"
+    return f"{verdict['verdict']} ({when}): {reasons[0]}{more}"
 
 
 def _need_staging(
