@@ -134,11 +134,11 @@ from ansible.module_utils.v1_archive import (
     build,
     collect,
     differences,
-    extra,
     missing,
     missing_accounts,
     path_problems,
     sha256_of,
+    unlisted,
     unpack,
     verify,
 )
@@ -295,7 +295,7 @@ def removed(module: AnsibleModule) -> dict[str, Any]:
     if problems:
         raise ArchiveError("; ".join(problems))
     there = [path for path in manifest.paths if not missing([path])]
-    kept = [f"{path} is not in the archive" for path in extra(manifest)]
+    kept = [f"{path} is not in the archive" for path in unlisted(manifest)]
     kept += [
         f"{each.path} was changed since: {each.found}, in the archive {each.wanted}"
         for each in differences(manifest)

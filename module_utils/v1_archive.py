@@ -308,7 +308,7 @@ def differences(manifest: Manifest, root: str = "/") -> list[Difference]:
     return found
 
 
-def extra(manifest: Manifest, root: str = "/") -> list[str]:
+def unlisted(manifest: Manifest, root: str = "/") -> list[str]:
     """What is in V1's paths and not in the manifest."""
     known = {entry.path for entry in manifest.entries}
     there = [path for path in manifest.paths if os.path.lexists(_at(root, path))]

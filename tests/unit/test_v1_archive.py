@@ -57,7 +57,7 @@ def test_what_was_archived_comes_back_with_content_owner_mode_and_links(root: Pa
     assert [each.found for each in v1.differences(known, str(fresh))] == ["absent"] * len(known.entries)
     v1.unpack(tmp_path / "a", known, str(fresh))
     assert v1.differences(known, str(fresh)) == []
-    assert v1.extra(known, str(fresh)) == []
+    assert v1.unlisted(known, str(fresh)) == []
     assert (fresh / "etc/v1/secret.conf").stat().st_mode & 0o777 == 0o600
     assert (fresh / "opt/v1/current").readlink() == Path("bin")
 
@@ -71,7 +71,7 @@ def test_what_was_changed_removed_or_added_shows(root: Path, tmp_path: Path) -> 
     assert {each.path for each in v1.differences(known, str(root))} == {
         "/opt/v1/bin/run", "/etc/v1/secret.conf", "/opt/v1/current",
     }  # fmt: skip
-    assert v1.extra(known, str(root)) == ["/opt/v1/new"]
+    assert v1.unlisted(known, str(root)) == ["/opt/v1/new"]
     v1.unpack(tmp_path / "a", known, str(root))
     assert v1.differences(known, str(root)) == []
     assert (root / "opt/v1/new").exists()  # what the archive does not know is left alone
@@ -99,7 +99,7 @@ def test_an_archive_whose_digest_is_believed_and_whose_files_are_not_its_manifes
     tar = gzip.decompress((tmp_path / "a").read_bytes())
     forged = tmp_path / "forged"
     forged.write_bytes(gzip.compress(tar.replace(b"echo done", b"echo evil")))
-    with pytest.raises(v1.ArchiveError, match="/opt/v1/bin/run has SHA-256 [0-9a-f]+, expected"):
+    with pytest.raises(v1.ArchiveError, match=r"/opt/v1/bin/run has SHA-256 [0-9a-f]+, expected"):
         v1.verify(forged, v1.sha256_of(forged))
     forged.write_bytes(b"no archive at all")
     with pytest.raises(v1.ArchiveError, match="cannot be read"):

@@ -47,6 +47,13 @@ def test_another_run_hears_who_since_when_and_how_to_break_it(story: Story) -> N
         assert words in str(refused.value)
 
 
+@pytest.mark.parametrize("kind", ["rolled_back", "restored"])
+def test_a_way_back_ends_the_lock_that_it_finds(story: Story, kind: str) -> None:
+    lock(story, 0)
+    story.tell(1, kind, "stage1", {"text": "V1 serves"})
+    assert holder(story, 1) is None
+
+
 @pytest.mark.parametrize(
     ("changes", "hour"),
     [
