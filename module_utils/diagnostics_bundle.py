@@ -63,9 +63,7 @@ def redacted(parts: Iterable[Part], secrets: Iterable[str]) -> tuple[list[Part],
     return clean, redactor.removed
 
 
-def archive(
-    parts: Iterable[Part], manifest: dict[str, Any], most_bytes: int
-) -> tuple[bytes, dict[str, Any]]:
+def archive(parts: Iterable[Part], manifest: dict[str, Any], most_bytes: int) -> tuple[bytes, dict[str, Any]]:
     """The bundle as a tar.gz, and its manifest. Texts come to `most_bytes` at most, before they are
     compressed: what is over is cut from the beginning of a part, and said."""
     left = most_bytes
@@ -77,9 +75,7 @@ def archive(
             problem = "; ".join(filter(None, (problem, f"the bundle is full: the last {left} bytes")))
             content = content[len(content) - left :].partition(b"\n")[2]
         left -= len(content)
-        listed.append(
-            {"name": part.name, "source": part.source, "bytes": len(content), "problem": problem}
-        )
+        listed.append({"name": part.name, "source": part.source, "bytes": len(content), "problem": problem})
         if content:
             files.append((part.name, content))
     manifest = {**manifest, "v": 1, "parts": listed}
@@ -120,7 +116,9 @@ def write(folder: Path, name: str, content: bytes) -> Path:
 def facts(host: Host, parts: Iterable[Part]) -> dict[str, Any]:
     """What an incident report says of the host, each figure null where it cannot be read."""
     texts = {part.name: part for part in parts}
-    settings = dict(re.findall(r"^\s*(?:export\s+)?(\w+)=[\"']?([^\"'\s#]*)", texts["config/config.sh"].text, re.M))
+    settings = dict(
+        re.findall(r"^\s*(?:export\s+)?(\w+)=[\"']?([^\"'\s#]*)", texts["config/config.sh"].text, re.M)
+    )
     current = host.root / "opt/cfn/current"
     memory = meminfo(host.root)
     shm = filesystem("/dev/shm")  # noqa: S108 - what is looked at

@@ -34,7 +34,10 @@ SYSCTLS = (
     "net/unix/max_dgram_qlen vm/max_map_count vm/overcommit_memory vm/swappiness"
 ).split()
 FILESYSTEMS = ("/", "/opt", "/var/log", "/var/lib", "/run", "/dev/shm")  # noqa: S108 - what is looked at
-LISTED = ("etc/cfn", "run/cfn", "opt/cfn", "opt/cfn-v1", "var/lib/cfn", "var/log/cfn", "dev/shm/cfn")
+# Folders whose files are listed, and how deep: a release's own files are held against its manifest elsewhere.
+LISTED = {
+    "etc/cfn": 3, "run/cfn": 3, "opt/cfn": 2, "opt/cfn-v1": 3, "var/lib/cfn": 3, "var/log/cfn": 3, "dev/shm/cfn": 3,
+}  # fmt: skip
 
 # The ends of these are kept, newest last. Payloads, results and answers are nowhere among them.
 LOGS = {
@@ -155,9 +158,7 @@ def _facts(host: Host) -> Read:
             "load": _line(host.root / "proc/loadavg"),
             "cores": os.cpu_count(),
             "memory_kb": meminfo(host.root),
-            "pressure": {
-                name: _line(host.root / "proc/pressure" / name) for name in ("cpu", "io", "memory")
-            },
+            "pressure": {name: _line(host.root / "proc/pressure" / name) for name in ("cpu", "io", "memory")},
             "filesystems": {path: filesystem(path) for path in FILESYSTEMS},
             "tmpfs_kb": _folder_sizes_kb(host.root / "dev/shm/cfn"),
             "sysctl": {name.replace("/", "."): _line(host.root / "proc/sys" / name) for name in SYSCTLS},
@@ -197,10 +198,14 @@ def _folder_sizes_kb(folder: Path) -> dict[str, float]:
     return sizes
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, depth: int = 99) -> Iterator[Path]:
+    """What is below a folder, down to a depth; links are not followed."""
     count = 0
     for above, folders, files in os.walk(folder):
-        for name in [*folders, *files]:
+        names = [*folders, *files]
+        if len(Path(above).relative_to(folder).parts) + 1 >= depth:
+            folders.clear()  # os.walk goes into what is left
+        for name in names:
             count += 1
             if count > LISTED_FILES:
                 return
@@ -282,12 +287,12 @@ def _files(host: Host) -> Read:
     """Who owns what, how large and since when, in the folders of the project."""
     lines: list[str] = []
     cut = False
-    for name in LISTED:
+    for name, depth in LISTED.items():
         folder = host.root / name
         if not folder.is_dir():
             lines.append(f"/{name}: does not exist")
             continue
-        paths = [folder, *_walk(folder)]
+        paths = [folder, *_walk(folder, depth)]
         cut = cut or len(paths) > LISTED_FILES
         for path in paths:
             try:

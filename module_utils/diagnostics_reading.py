@@ -88,7 +88,9 @@ def run(argv: list[str], *, most_bytes: int, timeout_s: float) -> Read:
     return _whole_lines(kept, cut=cut), "; ".join(problems)
 
 
-def _read_until(process: subprocess.Popen[bytes], most_bytes: int, deadline: float) -> tuple[bytes, bool, bool]:
+def _read_until(
+    process: subprocess.Popen[bytes], most_bytes: int, deadline: float
+) -> tuple[bytes, bool, bool]:
     """What was printed, whether its beginning was cut, and whether the command ended in time."""
     assert process.stdout is not None  # noqa: S101 - for the type checker: it was asked for above
     kept, cut = bytearray(), False

@@ -36,7 +36,9 @@ _HARMLESS = frozenset(("true", "false", "none", "null", MARK))
 _IN_NAME = r"(?:key|token|secret|passw|passphrase|pwd|pass|credential|auth|cookie|bearer)"
 _NAME = rf"(?<![\w.-])[\w.-]{{0,64}}?{_IN_NAME}[\w.-]{{0,64}}"
 _VALUE = r"""\\"(?P<escaped>.*?)\\"|"(?P<double>(?:[^"\\\n]|\\.)*)"|'(?P<single>[^'\n]*)'|(?P<plain>[^\s,;&"'}\])]+)"""
-_ASSIGNED = re.compile(rf"""(?P<name>{_NAME})(?P<between>\\?["']?[ \t]*[:=][ \t]*)(?:{_VALUE})""", re.IGNORECASE)
+_ASSIGNED = re.compile(
+    rf"""(?P<name>{_NAME})(?P<between>\\?["']?[ \t]*[:=][ \t]*)(?:{_VALUE})""", re.IGNORECASE
+)
 _OPTION = re.compile(
     rf"""(?P<name>(?<![\w.-])--?[\w-]{{0,64}}?{_IN_NAME}[\w-]{{0,64}})(?P<between>[ \t]+["']?)(?P<plain>[^\s"'-][^\s"']*)""",
     re.IGNORECASE,
@@ -46,9 +48,7 @@ _HEADER = re.compile(
     re.IGNORECASE,
 )
 _IN_URL = re.compile(r"(?P<between>[a-z][a-z0-9+.-]{0,20}://[^\s/:@]{0,128}:)(?P<plain>[^\s/@]{1,256})(?=@)")
-_PEM = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
-)
+_PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 _PEM_END = re.compile(r"\A.*-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL)
 
 _FORMS = (_HEADER, _IN_URL, _ASSIGNED, _OPTION)
@@ -70,7 +70,8 @@ def _value(match: re.Match[str]) -> str:
 
 def _is_one(match: re.Match[str]) -> bool:
     name = match.groupdict().get("name")
-    return _value(match) not in ("", MARK) and (name is None or is_secret_name(name))
+    # An empty value, or what is left of a mark where a bracket ends a value, is none.
+    return not MARK.startswith(_value(match)) and (name is None or is_secret_name(name))
 
 
 def configured_secrets(text: str) -> set[str]:

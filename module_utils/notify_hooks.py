@@ -74,7 +74,9 @@ def deliver(hooks: list[Hook], notice: Mapping[str, Any], timeout_s: float) -> t
         except queue.Empty:
             break
         answers[number] = why
-    whys = {number: answers.get(number, f"no end within {limits_s[number]:g} s") for number in range(len(hooks))}
+    whys = {
+        number: answers.get(number, f"no end within {limits_s[number]:g} s") for number in range(len(hooks))
+    }
     sent = [title(hooks[number]) for number, why in whys.items() if not why]
     return sent, [f"{title(hooks[number])}: {why}" for number, why in whys.items() if why]
 

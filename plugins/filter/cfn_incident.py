@@ -83,7 +83,8 @@ def stage_of(
         return str(flips[-1])
     answers = [hostvars[host].get("traffic_before", {}).get("before") for host in hosts]
     share = max(
-        (float(answer["traffic_pct"]) for answer in answers if answer and answer["version"] == "v2"), default=0.0
+        (float(answer["traffic_pct"]) for answer in answers if answer and answer["version"] == "v2"),
+        default=0.0,
     )
     return next((stage for stage in STAGES if share <= table[stage]["traffic"]["max_pct"]), STAGES[-1])
 
@@ -114,7 +115,11 @@ def _finding(host: str, bundle: Mapping[str, Any], answers: Mapping[str, Any]) -
     if facts is None or fetched.get("failed"):
         problem = fetched if fetched.get("failed") else bundle
         word = "cannot be reached" if problem.get("unreachable") else "no bundle"
-        return {"host": host, "problem": f"{word}: {_one_line(problem.get('msg', 'no answer'))}", "missing": []}
+        return {
+            "host": host,
+            "problem": f"{word}: {_one_line(problem.get('msg', 'no answer'))}",
+            "missing": [],
+        }
     units = facts["units"]
     bad = {name: unit for name, unit in units.items() if unit["state"].startswith(("failed", "activating"))}
     restarts = {name: unit["restarts"] for name, unit in units.items() if unit["restarts"]}
@@ -143,7 +148,9 @@ def _finding(host: str, bundle: Mapping[str, Any], answers: Mapping[str, Any]) -
 def timeline(ledger: Mapping[str, Any], since: str) -> list[str]:
     """The ledger's records from a time on, a line each, oldest first."""
     return [
-        f"{record['time']}  {record['kind']} ({record['stage']}, by {record['actor']}): {_gist(record)}".rstrip(": ")
+        f"{record['time']}  {record['kind']} ({record['stage']}, by {record['actor']}): {_gist(record)}".rstrip(
+            ": "
+        )
         for record in ledger.get("records") or []
         if record["time"] >= since
     ]
@@ -165,8 +172,16 @@ def since(incident: Mapping[str, Any], window_s: float) -> dict[str, Any]:
     return {"s": since_s, "time": _rfc3339(since_s)}
 
 
+def untold(answer: Mapping[str, Any]) -> list[str]:
+    """Whom a `notify_result` did not reach, and why; also where the hooks could not be called at all."""
+    return [*(answer.get("unsent") or []), *([_one_line(answer["msg"])] if answer.get("msg") else [])]
+
+
 def last_words(
-    incident: Mapping[str, Any], back: Mapping[str, Any], found: list[Mapping[str, Any]], facts: Mapping[str, Any]
+    incident: Mapping[str, Any],
+    back: Mapping[str, Any],
+    found: list[Mapping[str, Any]],
+    facts: Mapping[str, Any],
 ) -> str:
     """What a person reads at the end. `facts`: report, recorded, unsent, stage, watch."""
     lines = [f"{incident['incident']}, {incident['severity']}: {back['text']}"]
@@ -175,7 +190,9 @@ def last_words(
     lines.append(f"bundles of {bundles} of {len(found)} hosts, secrets removed")
     lines += [f"not told: {each}" for each in facts["unsent"]]
     if not facts["recorded"]:
-        lines.append(f"NOT IN THE LEDGER: once the control host answers, {attest_command(incident, facts['stage'])}")
+        lines.append(
+            f"NOT IN THE LEDGER: once the control host answers, {attest_command(incident, facts['stage'])}"
+        )
     lines.append(f"watch: {facts['watch']}")
     lines.append(f"fill in: {facts['report']}")
     return "\n".join(lines)
@@ -236,6 +253,7 @@ class FilterModule:
             "cfn_incident_findings": findings,
             "cfn_incident_timeline": timeline,
             "cfn_incident_since": since,
+            "cfn_incident_untold": untold,
             "cfn_incident_last_words": last_words,
             "cfn_incident_attest": attest_command,
             "cfn_incident_watch": watch_decision,

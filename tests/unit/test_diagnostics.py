@@ -41,7 +41,9 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path.resolve()
 
 
-def bundle(root: Path, answers: Callable[[list[str]], Read] | None = None) -> tuple[dict[str, str], list[Part]]:
+def bundle(
+    root: Path, answers: Callable[[list[str]], Read] | None = None
+) -> tuple[dict[str, str], list[Part]]:
     """The texts of a bundle by name, and its parts."""
     here = host(root, answers)
     collected = list(parts(here))

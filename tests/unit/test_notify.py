@@ -14,7 +14,12 @@ import pytest
 from module_utils.notify_hooks import deliver
 from tests.conftest import RunModule
 
-NOTICE = {"event": "incident", "subject": "P1 in lab", "text": "V2 slow\nsince noon", "data": {"severity": "P1"}}
+NOTICE = {
+    "event": "incident",
+    "subject": "P1 in lab",
+    "text": "V2 slow\nsince noon",
+    "data": {"severity": "P1"},
+}
 TOKEN = "T0ken-of-the-hook"
 
 
@@ -81,7 +86,9 @@ def test_a_token_and_a_url_that_were_given_are_in_no_result(server: Server, run_
 
 
 def test_a_token_is_not_carried_along_by_a_redirect(server: Server, run_module: RunModule) -> None:
-    result = run_module("cfn_notify", hooks=[{"kind": "webhook", "url": url(server, "/away"), "token": TOKEN}], **NOTICE)
+    result = run_module(
+        "cfn_notify", hooks=[{"kind": "webhook", "url": url(server, "/away"), "token": TOKEN}], **NOTICE
+    )
     assert len(result["unsent"]) == 1
     assert [path for path, _, _ in server.seen] == ["/away"]
 
@@ -135,7 +142,9 @@ def test_a_hook_that_cannot_work_is_said_also_in_check_mode(
 
 
 def test_check_mode_tells_nobody(server: Server, run_module: RunModule) -> None:
-    result = run_module("cfn_notify", check_mode=True, hooks=[{"kind": "webhook", "url": url(server, "/ok")}], **NOTICE)
+    result = run_module(
+        "cfn_notify", check_mode=True, hooks=[{"kind": "webhook", "url": url(server, "/ok")}], **NOTICE
+    )
     assert (result["sent"], server.seen) == ([], [])
 
 
@@ -162,8 +171,8 @@ def test_a_mail_is_given_to_its_server(run_module: RunModule) -> None:
                         answer("250 taken")
                     elif not in_data:
                         in_data = line == "data"
-                        answer("354 go on" if in_data else "221 bye" if line == "quit" else "250 well")
-                        if line == "quit":
+                        answer("354 go on" if in_data else "221 bye" if line == "QUIT" else "250 well")
+                        if line == "QUIT":
                             return
 
         threading.Thread(target=serve, daemon=True).start()
