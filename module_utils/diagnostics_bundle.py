@@ -104,12 +104,13 @@ def write(folder: Path, name: str, content: bytes) -> Path:
         old.unlink()
     path = folder / name
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with open(os.open(path, flags, 0o600), "wb") as file:
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        try:
             file.write(content)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
+            file.flush()
+        except OSError:
+            path.unlink()
+            raise
     return path
 
 
@@ -127,7 +128,7 @@ def facts(host: Host, parts: Iterable[Part]) -> dict[str, Any]:
     breaker = status.get("breaker") or {}
     return {
         "installed": (host.root / CFN).exists(),
-        "release": os.readlink(current).rpartition("/")[2] if current.is_symlink() else None,
+        "release": current.readlink().name if current.is_symlink() else None,
         "version": settings.get("CFN_COORDINATION_VERSION"),
         "traffic_pct": _float(settings.get("CFN_TRAFFIC_PERCENTAGE")),
         "epoch": _float(settings.get("CFN_EPOCH")),

@@ -29,15 +29,26 @@ UNIT_PROPERTIES = (
     "NeedDaemonReload,DropInPaths,FragmentPath"
 )
 SYSCTLS = (
-    "fs/file-max fs/file-nr fs/nr_open fs/inotify/max_user_instances fs/inotify/max_user_watches "
-    "kernel/pid_max kernel/threads-max kernel/core_pattern kernel/random/boot_id net/core/somaxconn "
-    "net/unix/max_dgram_qlen vm/max_map_count vm/overcommit_memory vm/swappiness"
-).split()
+    "fs/file-max",
+    "fs/file-nr",
+    "fs/nr_open",
+    "fs/inotify/max_user_instances",
+    "fs/inotify/max_user_watches",
+    "kernel/pid_max",
+    "kernel/threads-max",
+    "kernel/core_pattern",
+    "kernel/random/boot_id",
+    "net/core/somaxconn",
+    "net/unix/max_dgram_qlen",
+    "vm/max_map_count",
+    "vm/overcommit_memory",
+    "vm/swappiness",
+)
 FILESYSTEMS = ("/", "/opt", "/var/log", "/var/lib", "/run", "/dev/shm")  # noqa: S108 - what is looked at
 # Folders whose files are listed, and how deep: a release's own files are held against its manifest elsewhere.
-LISTED = {
-    "etc/cfn": 3, "run/cfn": 3, "opt/cfn": 2, "opt/cfn-v1": 3, "var/lib/cfn": 3, "var/log/cfn": 3, "dev/shm/cfn": 3,
-}  # fmt: skip
+LISTED = {"opt/cfn": 2} | dict.fromkeys(
+    ("etc/cfn", "run/cfn", "opt/cfn-v1", "var/lib/cfn", "var/log/cfn", "dev/shm/cfn"), 3
+)
 
 # The ends of these are kept, newest last. Payloads, results and answers are nowhere among them.
 LOGS = {
@@ -219,7 +230,7 @@ def _versions(host: Host) -> Read:
     v1 = host.root / "opt/cfn-v1/bin/coordinate"
     return _json(
         {
-            "release": os.readlink(current).rpartition("/")[2] if current.is_symlink() else None,
+            "release": current.readlink().name if current.is_symlink() else None,
             "release_works": (host.root / CFN).exists(),
             "releases": sorted(path.name for path in releases.iterdir()) if releases.is_dir() else [],
             "v1_built_in": v1.exists(),
@@ -299,7 +310,7 @@ def _files(host: Host) -> Read:
                 found = path.lstat()
             except OSError:
                 continue
-            target = f" -> {os.readlink(path)}" if path.is_symlink() else ""
+            target = f" -> {path.readlink()}" if path.is_symlink() else ""
             lines.append(
                 f"{found.st_mode:06o} {found.st_uid:>5}:{found.st_gid:<5} {found.st_size:>12} "
                 f"{found.st_mtime:.0f} /{path.relative_to(host.root)}{target}"
@@ -313,7 +324,8 @@ def _ledger(host: Host) -> Read:
     if not path.exists():
         return "no ledger is kept on this host\n", ""
     text, problem = read_end(path, 8 * host.most_part_bytes)
-    lines, kinds = [], {}
+    lines: list[str] = []
+    kinds: dict[str, int] = {}
     for line in text.splitlines()[-LEDGER_RECORDS:]:
         try:
             record = json.loads(line)

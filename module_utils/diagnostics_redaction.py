@@ -24,27 +24,69 @@ LEAST_LOGGED_WORD = 20
 MOST_LOGGED = 500  # values; by name all are removed, however many there are
 
 _WORDS = frozenset(
-    "key keys apikey token tokens secret secrets password passwords passwd passphrase pwd pass "
-    "credential credentials auth authorization cookie bearer".split()
+    [
+        "key",
+        "keys",
+        "apikey",
+        "token",
+        "tokens",
+        "secret",
+        "secrets",
+        "password",
+        "passwords",
+        "passwd",
+        "passphrase",
+        "pwd",
+        "pass",
+        "credential",
+        "credentials",
+        "auth",
+        "authorization",
+        "cookie",
+        "bearer",
+    ]
 )
 _SPEAKS_OF_ONE = frozenset(
-    "file path dir folder sha256 id ids name type kind at age size count rate limit s ms pct".split()
+    [
+        "file",
+        "path",
+        "dir",
+        "folder",
+        "sha256",
+        "id",
+        "ids",
+        "name",
+        "type",
+        "kind",
+        "at",
+        "age",
+        "size",
+        "count",
+        "rate",
+        "limit",
+        "s",
+        "ms",
+        "pct",
+    ]
 )
 _NO_SECRET = frozenset(("sticky_key", "public_key", "primary_key"))
 _HARMLESS = frozenset(("true", "false", "none", "null", MARK))
 
 _IN_NAME = r"(?:key|token|secret|passw|passphrase|pwd|pass|credential|auth|cookie|bearer)"
 _NAME = rf"(?<![\w.-])[\w.-]{{0,64}}?{_IN_NAME}[\w.-]{{0,64}}"
-_VALUE = r"""\\"(?P<escaped>.*?)\\"|"(?P<double>(?:[^"\\\n]|\\.)*)"|'(?P<single>[^'\n]*)'|(?P<plain>[^\s,;&"'}\])]+)"""
-_ASSIGNED = re.compile(
-    rf"""(?P<name>{_NAME})(?P<between>\\?["']?[ \t]*[:=][ \t]*)(?:{_VALUE})""", re.IGNORECASE
+_VALUE = (
+    r"""(?:\\"(?P<escaped>.*?)\\"|"(?P<double>(?:[^"\\\n]|\\.)*)"|'(?P<single>[^'\n]*)'"""
+    r"""|(?P<plain>[^\s,;&"'}\])]+))"""
 )
+_ASSIGNED = re.compile(rf"""(?P<name>{_NAME})(?P<between>\\?["']?[ \t]*[:=][ \t]*){_VALUE}""", re.IGNORECASE)
 _OPTION = re.compile(
-    rf"""(?P<name>(?<![\w.-])--?[\w-]{{0,64}}?{_IN_NAME}[\w-]{{0,64}})(?P<between>[ \t]+["']?)(?P<plain>[^\s"'-][^\s"']*)""",
+    rf"""(?P<name>(?<![\w.-])--?[\w-]{{0,64}}?{_IN_NAME}[\w-]{{0,64}})"""
+    r"""(?P<between>[ \t]+["']?)(?P<plain>[^\s"'-][^\s"']*)""",
     re.IGNORECASE,
 )
 _HEADER = re.compile(
-    r"""(?P<between>\bauthorization\\?["']?[ \t]*[:=][ \t]*\\?["']?[\w-]+[ \t]+|\bbearer[ \t]+)(?P<plain>[^\s"'\\,;]{6,})""",
+    r"""(?P<between>\bauthorization\\?["']?[ \t]*[:=][ \t]*\\?["']?[\w-]+[ \t]+|\bbearer[ \t]+)"""
+    r"""(?P<plain>[^\s"'\\,;]{6,})""",
     re.IGNORECASE,
 )
 _IN_URL = re.compile(r"(?P<between>[a-z][a-z0-9+.-]{0,20}://[^\s/:@]{0,128}:)(?P<plain>[^\s/@]{1,256})(?=@)")

