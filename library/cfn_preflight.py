@@ -17,7 +17,7 @@ options:
     description: >-
       What the stage requires: C(shm_mb), C(nofile), C(memory_mb), C(memory_level) (required or
       advice), C(cores), C(bash_major), C(systemd_version), C(python_version), C(opt_free_mb),
-      C(log_free_mb).
+      C(log_free_mb), and as wanted C(environment).
     type: dict
     required: true
   controller_time_s:

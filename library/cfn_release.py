@@ -12,16 +12,21 @@ description:
     that it declares, installs its units and makes it the release in force by an atomic switch.
   - Compares everything with the release's manifest, whose digest is part of the version, so that
     drift in any file, unit, owner or mode is reported and repaired.
+  - Keeps the name of the release that was in force before, in C(/opt/cfn/previous). Going back to that
+    one forgets it, so that going back twice is not going forth again.
   - Uses no network. Restarts nothing; C(changed_parts) tells the caller what to reload.
 options:
-  version:
-    description: The release's version, as the build printed it.
+  state:
+    description: C(known) reads which releases are in force and before, and changes nothing.
     type: str
-    required: true
+    choices: [present, known]
+    default: present
+  version:
+    description: The release's version, as the build printed it. Needed if it is to be present.
+    type: str
   archive:
-    description: Path of the artifact on the host.
+    description: Path of the artifact on the host. Needed if the release is to be present.
     type: path
-    required: true
   keep:
     description: How many releases stay installed, the one in force and its predecessor included.
     type: int
@@ -48,7 +53,9 @@ version:
   returned: always
   type: str
 previous:
-  description: The release that was in force before, empty if none was.
+  description: >-
+    The release that was in force before this task, or, if state is known, before the one that is; empty
+    if none was.
   returned: always
   type: str
 changed_parts:
@@ -86,6 +93,8 @@ from ansible.module_utils.release_tree import (
     release_differences,
     version_digest,
 )
+
+PREVIOUS = OPT / "previous"
 
 
 def find_differences(version: str) -> list[Difference]:
@@ -166,8 +175,26 @@ def apply(version: str, archive: Path, parts: set[str]) -> None:
         ["systemd-tmpfiles", "--create", "/etc/tmpfiles.d/cfn.conf"], check=True, capture_output=True
     )
     install_copies(folder / "systemd", UNITS)
+    remember(version)
     switch(CURRENT, f"releases/{version}")
     switch(COMMANDS, str(CURRENT / "bin"))
+
+
+def remember(version: str) -> None:
+    """Keep which release was in force before `version`; forget it on the way back to it."""
+    before = CURRENT.readlink().name if CURRENT.is_symlink() else ""
+    if before in ("", version):
+        return
+    if predecessor() == version:
+        PREVIOUS.unlink()
+    else:
+        switch(PREVIOUS, f"releases/{before}")
+
+
+def predecessor() -> str:
+    """The release before the one in force, empty if none is kept."""
+    name = PREVIOUS.readlink().name if PREVIOUS.is_symlink() else ""
+    return name if name and (OPT / "releases" / name).is_dir() else ""
 
 
 def prune(keep: int, in_force: str, previous: str) -> None:
@@ -188,12 +215,17 @@ def main() -> None:
     """Compare, show the difference, apply it."""
     module = AnsibleModule(
         argument_spec={
-            "version": {"type": "str", "required": True},
-            "archive": {"type": "path", "required": True},
+            "state": {"type": "str", "choices": ["present", "known"], "default": "present"},
+            "version": {"type": "str"},
+            "archive": {"type": "path"},
             "keep": {"type": "int", "default": 3},
         },
+        required_if=[("state", "present", ["version", "archive"])],
         supports_check_mode=True,
     )
+    if module.params["state"] == "known":
+        in_force = CURRENT.readlink().name if CURRENT.is_symlink() else ""
+        module.exit_json(changed=False, version=in_force, previous=predecessor())
     version: str = module.params["version"]
     archive = Path(module.params["archive"])
     try:
@@ -217,7 +249,7 @@ def main() -> None:
         module.exit_json(**result)
     try:
         apply(version, archive, {difference.part for difference in differences})
-        prune(module.params["keep"], version, previous)
+        prune(module.params["keep"], version, predecessor() or previous)
     except (OSError, ValueError, tarfile.TarError, subprocess.CalledProcessError) as error:
         module.fail_json(
             msg=f"release {version} could not be installed from {archive}: {error}; "

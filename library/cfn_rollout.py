@@ -54,11 +54,15 @@ from ansible.module_utils.cfn_command import installed, run_cfn
 REFUSED = 5
 
 
-def refusal(request: dict[str, object], reasons: list[str]) -> str:
-    """What is missing, and what can be done about it."""
+def refusal(request: dict[str, object], reasons: list[str], holds: list[str]) -> str:
+    """What is missing or held, and what can be done about it."""
     lines = [f"{request['stage']} at {request['traffic_pct']:g} % may not start. Nothing was touched."]
     lines += [f"- {reason}" for reason in reasons]
-    lines.append("To answer for it yourself: -e override_by=NAME -e override_reason=TEXT (it is recorded)")
+    if reasons:
+        lines.append("To answer for it yourself: -e override_by=NAME -e override_reason=TEXT (it is recorded)")
+    lines += [f"- held: {hold}" for hold in holds]
+    if holds:
+        lines.append("To let it go on: -e resume_by=NAME -e resume_reason=TEXT (it is recorded)")
     return "\n".join(lines)
 
 
@@ -84,7 +88,7 @@ def main() -> None:
         arguments += ["--record", module.params["actor"]]
     answer = run_cfn(module, arguments, stdin=request, accept=(0, REFUSED))
     if answer["rc"] == REFUSED:
-        module.fail_json(msg=refusal(request, answer["reasons"]), answer=answer)
+        module.fail_json(msg=refusal(request, answer["reasons"], answer.get("holds", [])), answer=answer)
     module.exit_json(changed=False, answer=answer)
 
 

@@ -21,7 +21,9 @@ options:
     type: bool
     default: false
   ladder:
-    description: Steps of C(agents), C(coordination_time_ms) (at most), C(delivery_rate_pct) (at least).
+    description: >-
+      Steps of C(agents), C(coordination_time_ms) (at most), C(delivery_rate_pct) (at least), and
+      C(version) where a step tries another than C(version).
     type: list
     elements: dict
     required: true
@@ -90,14 +92,14 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    version = module.params["version"]
-    # V1 in the place of an absent router would prove nothing of the router.
-    route = ["--when-down", "fail"] if module.params["through_router"] else ["--direct", version]
     steps: list[dict[str, Any]] = []
     summary: list[str] = []
     if module.check_mode:
         module.exit_json(changed=False, steps=steps, summary=summary)
     for step in module.params["ladder"]:
+        version = step.get("version", module.params["version"])
+        # V1 in the place of an absent router would prove nothing of the router.
+        route = ["--when-down", "fail"] if module.params["through_router"] else ["--direct", version]
         task = f"smoke-{version}-{step['agents']}-{uuid.uuid4().hex[:12]}"
         answer = run_cfn(
             module,

@@ -52,6 +52,7 @@ def gather() -> dict[str, Any]:
         "programs_missing": [
             name for name in ("socat", "base64") if shutil.which(name, path=SERVICE_PATH) is None
         ],
+        "environment": _environment(Path("/etc/cfn/config.sh")),
         "opt_free_mb": _free_mb("/opt"),
         "log_free_mb": _free_mb("/var/log"),
     }
@@ -61,7 +62,7 @@ def judge(facts: Mapping[str, Any], needs: Mapping[str, Any]) -> list[Finding]:
     """Hold the facts against a stage's needs; every check is answered, good or bad.
 
     `needs`: shm_mb, nofile, memory_mb, memory_level, cores, bash_major, systemd_version,
-    python_version, opt_free_mb, log_free_mb. `memory_level` says whether memory is
+    python_version, opt_free_mb, log_free_mb, and as wanted environment. `memory_level` says whether memory is
     required or advice; cores are advice; all else is required.
     """
     shm, nofile = needs["shm_mb"], needs["nofile"]
@@ -90,6 +91,7 @@ def judge(facts: Mapping[str, Any], needs: Mapping[str, Any]) -> list[Finding]:
         _equal(facts, "machine", "x86_64", "use a host of this architecture"),
         _equal(facts, "programs_missing", [], "install the packages of these programs"),
         _equal(facts, "shm_folder", "fit", "remove /dev/shm/cfn if nothing of yours is in it"),
+        *_same_environment(facts, needs.get("environment", "")),
         _at_least(facts, "opt_free_mb", needs["opt_free_mb"], "MB", "free space in /opt"),
         _at_least(facts, "log_free_mb", needs["log_free_mb"], "MB", "free space in /var/log"),
     ]
@@ -134,6 +136,28 @@ def _same_python(facts: Mapping[str, Any], required: str) -> Finding:
         "python_version", found, f"{required}, which the artifact was built for", ok, "required",
         f"install Python {required}, or build the artifact with the host's Python",
     )  # fmt: skip
+
+
+def _same_environment(facts: Mapping[str, Any], required: str) -> list[Finding]:
+    """A host that belongs to another environment would be changed by both."""
+    found = facts.get("environment", "")
+    if not required or not found:
+        return []
+    return [
+        Finding(
+            "environment", found, required, found == required, "required",
+            "take the host out of one of the two inventories; if it has moved, remove /etc/cfn/config.sh on it",
+        )
+    ]  # fmt: skip
+
+
+def _environment(path: Path) -> str:
+    """The environment that a deployed configuration names; empty where there is none."""
+    try:
+        found = re.findall(r"(?m)^(?:export +)?CFN_ENVIRONMENT=[\"']?([^\"'#\s]*)", path.read_text())
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return str(found[-1]) if found else ""
 
 
 def _numbers(version: str) -> list[int]:

@@ -33,7 +33,8 @@ def step_asked(table: Mapping[str, Any], step: Mapping[str, Any]) -> dict[str, A
 
     `step`: environment, kind, stage, traffic_pct, release, table_sha256, now, requires (what the
     environment asks for), order (the ages), attestations by stage, time_factor, current (see
-    `running`), staging_verdict (an export, or null), allowed_signers, override_by, override_reason.
+    `running`), staging_verdict (an export, or null), allowed_signers, override_by, override_reason,
+    resume_by, resume_reason.
     """
     requires, order = step["requires"], step["order"]
     items = step["attestations"].get(step["stage"], []) if requires["attestations"] else []
@@ -60,20 +61,24 @@ def step_asked(table: Mapping[str, Any], step: Mapping[str, Any]) -> dict[str, A
         "allowed_signers": step["allowed_signers"],
         "override_by": step["override_by"],
         "override_reason": step["override_reason"],
+        "resume_by": step["resume_by"],
+        "resume_reason": step["resume_reason"],
     }
 
 
 def running(hosts: Iterable[str], hostvars: Hostvars) -> list[dict[str, Any]]:
-    """What every host runs, of `order_status`: version, traffic and release. A host that did not answer
-    runs V1, which nothing is lowered from."""
-    answers = [hostvars[host].get("order_status", {}).get("status") or {} for host in hosts]
+    """What every host runs, of `order_status`: host, version, traffic, release and breaker. A host that did
+    not answer runs V1, which nothing is lowered from."""
+    answers = {host: hostvars[host].get("order_status", {}).get("status") or {} for host in hosts}
     return [
         {
+            "host": host,
             "version": answer.get("version") or "v1",
             "traffic_pct": answer.get("traffic_pct") or 0,
             "release": answer.get("release") or "",
+            "breaker": answer.get("breaker"),
         }
-        for answer in answers
+        for host, answer in answers.items()
     ]
 
 

@@ -38,12 +38,12 @@ def step(table: Mapping[str, Any], stage: str, kind: str, traffic: object) -> di
 
 
 def next_epoch(hosts: Iterable[str], hostvars: Hostvars, traffic_pct: object = None) -> int:
-    """One more than the highest epoch that any host answered with in `traffic_before`.
+    """One more than the highest epoch that any host answered with in `traffic_before` or `order_status`.
 
     With `traffic_pct`: if every host is at that share of V2 already, under one epoch, that epoch, so
     that a run that has nothing to flip changes nothing.
     """
-    answers = [hostvars[host].get("traffic_before", {}).get("before") for host in hosts]
+    answers = [_traffic_before(hostvars[host]) for host in hosts]
     states = {
         (answer["version"], float(answer["traffic_pct"]), int(answer["epoch"])) if answer else None
         for answer in answers
@@ -54,38 +54,17 @@ def next_epoch(hosts: Iterable[str], hostvars: Hostvars, traffic_pct: object = N
     return highest + 1
 
 
+def _traffic_before(answers: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a host said of its traffic before it was changed; None if it said nothing."""
+    found = answers.get("traffic_before", {}).get("before") or answers.get("order_status", {}).get("status")
+    return found if found and found.get("epoch") is not None else None
+
+
 def flip_records(hosts: Iterable[str], hostvars: Hostvars) -> dict[str, Any]:
     """For each host what its flip found and left, for the ledger."""
     wanted = ("changed", "before", "after", "confirmed", "seconds")
     flips = {host: hostvars[host].get("traffic_flip", {}) for host in hosts}
     return {host: {key: flip.get(key) for key in wanted} for host, flip in flips.items()}
-
-
-def rollback_outcome(
-    hosts: Iterable[str], hostvars: Hostvars, started_s: float, now_s: float
-) -> dict[str, Any]:
-    """Which hosts V1 is proved on, which not and why, and the seconds it took; for ledger and person."""
-    proved, unproved = [], {}
-    for host in hosts:
-        answers = [hostvars[host].get(name, {}) for name in ("traffic_flip", "rollback_proof")]
-        bad = [
-            answer for answer in answers if answer.get("failed") or answer.get("unreachable") or not answer
-        ]
-        if bad:
-            unproved[host] = " ".join(str(bad[0].get("msg", "no answer")).split())
-        else:
-            proved.append(host)
-    seconds = round(now_s - started_s, 1)
-    of = f"{len(proved)} of {len(proved) + len(unproved)} hosts"
-    lines = [f"V1 serves, proved by a real coordination on {of}, {seconds:g} s after the decision."]
-    lines += [f"{host}: NOT PROVED: {why}" for host, why in unproved.items()]
-    return {
-        "seconds": seconds,
-        "proved": proved,
-        "unproved": unproved,
-        "flips": flip_records(hosts, hostvars),
-        "text": "\n".join(lines),
-    }
 
 
 def gate_request(
@@ -167,7 +146,6 @@ class FilterModule:
             "cfn_step": step,
             "cfn_next_epoch": next_epoch,
             "cfn_flip_records": flip_records,
-            "cfn_rollback_outcome": rollback_outcome,
             "cfn_gate_request": gate_request,
             "cfn_table_sha256": table_sha256,
         }

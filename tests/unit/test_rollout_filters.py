@@ -6,7 +6,7 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 
-from plugins.filter.cfn_rollout import gate_request, next_epoch, rollback_outcome, step
+from plugins.filter.cfn_rollout import gate_request, next_epoch, step
 from tests.conftest import PROJECT
 
 TABLE: dict[str, Any] = yaml.safe_load(
@@ -63,20 +63,6 @@ def test_the_next_epoch_is_above_every_host_that_answered() -> None:
     assert next_epoch(["b"], hostvars, "5") == 10
     assert next_epoch(["a", "b"], hostvars, "10") == 10
     assert next_epoch(["b", "d"], hostvars, "10") == 10
-
-
-def test_a_rollback_names_the_hosts_that_v1_is_not_proved_on() -> None:
-    good = {"traffic_flip": {"changed": True, "confirmed": True}, "rollback_proof": {"steps": []}}
-    hostvars: dict[str, dict[str, Any]] = {
-        "good": good,
-        "gone": {"traffic_flip": {"unreachable": True, "msg": "no\nroute"}},
-        "broken": {**good, "rollback_proof": {"failed": True, "msg": "V1 did not answer"}},
-    }
-    outcome = rollback_outcome(["good", "gone", "broken"], hostvars, 100.0, 108.25)
-    assert outcome["proved"] == ["good"]
-    assert outcome["unproved"] == {"gone": "no route", "broken": "V1 did not answer"}
-    assert "1 of 3 hosts" in outcome["text"]
-    assert outcome["seconds"] == 8.2
 
 
 def status(since: str, release_since: str = "2026-01-31T10:00:00.000Z") -> dict[str, Any]:

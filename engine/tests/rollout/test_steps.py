@@ -188,6 +188,30 @@ def test_after_a_setback_staging_needs_a_day_of_evidence_from_after_it(
     assert allowed or "24 hours of evidence" in decision.reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("there", "allowed"),
+    [({"rollback_tested": True}, True), ({"rollback_tested": False}, False), ({}, False), (None, False)],
+)
+def test_the_way_back_is_proved_by_stagings_rehearsal(
+    story: Story, there: dict[str, bool] | None, allowed: bool
+) -> None:
+    verdict = staging(0)
+    verdict["data"]["request"] = {} if there is None else {"facts": {"attested": there}}
+    rules = replace(RULES, attestations=("rollback_tested",))
+    decision = decide(story, asked("stage1", 10, 1, rules), verdict)
+    assert decision.allowed is allowed
+    assert ("rollback_tested, measured in staging" in decision.because) is allowed
+    assert allowed or "rehearse.yml -e stage=stage1" in decision.reasons[0]
+    story.attest(0.5, "stage1", "rollback_tested", holds=False)  # this ledger's own word counts first
+    assert not decide(story, asked("stage1", 10, 1, rules), verdict).allowed
+
+
+def test_only_what_is_measured_comes_from_staging(story: Story) -> None:
+    verdict = staging(0)
+    verdict["data"]["request"] = {"facts": {"attested": {"oncall_available": True}}}
+    assert not decide(story, asked("stage1", 10, 1, ATTESTED), verdict).allowed
+
+
 def test_attestations_are_asked_for_by_name_and_age(story: Story) -> None:
     question = asked("stage1", 10, 1, replace(ATTESTED, staging_verdict=False))
     assert "attest=oncall_available" in decide(story, question).reasons[0]

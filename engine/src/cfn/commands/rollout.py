@@ -84,6 +84,8 @@ def _may_start(store: LedgerStore, records: Sequence[Record], options: argparse.
             store.append(checked_entry(kind="imported", **name, data={"record": dict(staging)}))
         if decision.override is not None:
             store.append(checked_entry(kind="override", **name, data=decision.override))
+        if decision.resumed is not None and decision.allowed:
+            store.append(checked_entry(kind="holding", **name, data=decision.resumed))
     _print(decision.as_json())
     return EXIT_DONE if decision.allowed else EXIT_REFUSED
 

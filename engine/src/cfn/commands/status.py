@@ -13,8 +13,10 @@ from cfn.metrics.times import format_ms
 from cfn.router.client import RouterClient
 from cfn.router.generation import as_number
 from cfn.router.v2 import V2
+from cfn.watch import spool
 
 _HEALTH_TIME_S = 2.0
+_SPOOLED = 20
 
 
 def main(argv: list[str]) -> int:
@@ -51,6 +53,7 @@ def read(installed: paths.Paths) -> dict[str, Any]:
         "config_problem": problem,
         "engine_health": engine,
         "router_status": router,
+        "spooled": spool.lines(installed, last=_SPOOLED),
     }
 
 

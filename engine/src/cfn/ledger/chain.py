@@ -17,7 +17,7 @@ RECORD_VERSION = 1
 KINDS = (
     "started", "deployed", "flipped", "smoked", "verdict", "holding", "rolled_back", "failed",
     "locked", "unlocked", "override", "imported", "attested", "incident", "learned",
-    "escalated", "watch", "outcome",
+    "escalated", "watch", "outcome", "rehearsed",
 )  # fmt: skip
 NO_HASH = "0" * 64
 _FIELDS = frozenset(

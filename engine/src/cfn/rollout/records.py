@@ -91,6 +91,11 @@ def _learned(data: Mapping[str, Any]) -> None:
     _words(data, "text", "by")
 
 
+def _holding(data: Mapping[str, Any]) -> None:
+    checks.one_of(data.get("state"), "state", ("held", "resumed"))
+    _words(data, "by", "reason")
+
+
 def _verdict(data: Mapping[str, Any]) -> None:
     checks.mapping(data.get("request"), "request")
     verdict = checks.mapping(data.get("verdict"), "verdict")
@@ -108,6 +113,7 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "incident": _incident,
     "override": _override,
     "learned": _learned,
+    "holding": _holding,
 }
 
 

@@ -12,10 +12,12 @@ from typing import Any
 from cfn.errors import UsageError
 from cfn.metrics import checks
 from cfn.metrics.times import parse_ms
+from cfn.rollout.holds import RESUMED, holds
 from cfn.rollout.records import attestations, facts
 
 Record = Mapping[str, Any]
 
+MEASURED = ("rollback_tested",)  # rehearse.yml attests it, of what it measured
 DECOMMISSION = "decommission"  # the step after the last: it moves no traffic
 
 
@@ -44,7 +46,8 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """The step that is to start. `current` is what each host runs: version, traffic and release."""
+    """The step that is to start. `current` is what each host runs: version, traffic and release; `hosts`
+    the same with the host's name and its breaker, from callers that know them."""
 
     environment: str
     kind: str
@@ -56,23 +59,30 @@ class Asked:
     steps: tuple[Step, ...]
     rules: Rules
     current: tuple[tuple[str, float, str], ...] = ()
+    hosts: tuple[Mapping[str, Any], ...] = ()
     override_by: str = ""
     override_reason: str = ""
+    resume_by: str = ""
+    resume_reason: str = ""
 
 
 @dataclass(slots=True)
 class Decision:
-    """Whether the step may start: `reasons` against it, and `because` of which records it may.
-    `override` is the data of a record to append, if somebody answers for what is missing."""
+    """Whether the step may start: `reasons` against it, what `holds` it, and `because` of which records it
+    may. `override` and `resumed` are the data of records to append, if somebody answers for what is
+    missing, or lets what is held go on."""
 
     reasons: list[str] = field(default_factory=list)
+    holds: list[str] = field(default_factory=list)
     because: list[str] = field(default_factory=list)
     override: dict[str, Any] | None = None
+    resumed: dict[str, Any] | None = None
 
     @property
     def allowed(self) -> bool:
-        """No reason against it, or overridden."""
-        return not self.reasons or self.override is not None
+        """No reason against it, or overridden; and not held, or resumed."""
+        answered = not self.reasons or self.override is not None
+        return answered and (not self.holds or self.resumed is not None)
 
     def as_json(self) -> dict[str, Any]:
         """The object that `cfn rollout may-start --json` prints."""
@@ -80,8 +90,10 @@ class Decision:
             "decided": True,
             "allowed": self.allowed,
             "reasons": self.reasons,
+            "holds": self.holds,
             "because": self.because,
             "override": self.override,
+            "resumed": self.resumed,
         }
 
 
@@ -115,8 +127,15 @@ def read_asked(value: Mapping[str, Any]) -> Asked:
             current=tuple(
                 _read_current(each) for each in checks.sequence(value.get("current", []), "current")
             ),
+            hosts=tuple(
+                checks.mapping(each, "a host of current")
+                for each in checks.sequence(value.get("current", []), "current")
+                if "host" in checks.mapping(each, "a host of current")
+            ),
             override_by=checks.text(value.get("override_by", ""), "override_by").strip(),
             override_reason=checks.text(value.get("override_reason", ""), "override_reason").strip(),
+            resume_by=checks.text(value.get("resume_by", ""), "resume_by").strip(),
+            resume_reason=checks.text(value.get("resume_reason", ""), "resume_reason").strip(),
         )
     except ValueError as error:
         raise UsageError(f"the step that is asked for: {error}") from None
@@ -147,18 +166,27 @@ def may_start(records: Iterable[Record], asked: Asked, staging: Record | None) -
     """
     if bool(asked.override_by) != bool(asked.override_reason):
         raise UsageError("an override needs both override_by and override_reason")
-    decision = Decision()
+    if bool(asked.resume_by) != bool(asked.resume_reason):
+        raise UsageError("to resume needs both resume_by and resume_reason")
+    records = list(records)
+    decision = Decision(holds=holds(records, asked.hosts))
+    if decision.holds and asked.resume_by:
+        decision.resumed = {
+            "state": RESUMED,
+            "by": asked.resume_by,
+            "reason": asked.resume_reason,
+            "held": list(decision.holds),
+        }
     if _changes_nothing(asked):
         decision.because.append("every host runs this release already, with as much traffic on V2 or more")
         return decision
-    records = list(records)
     before = _previous_step(asked)
     setbacks = [(each["stage"], parse_ms(each["time"]), _what(each)) for each in records if setback(each)]
     if asked.rules.previous_step and before is not None and asked.kind == "production":
         _need_previous(decision, records, asked, before, setbacks)
     if asked.rules.staging_verdict and asked.kind == "production" and asked.stage != DECOMMISSION:
         _need_staging(decision, asked, staging, setbacks)
-    _need_attestations(decision, records, asked)
+    _need_attestations(decision, records, asked, staging)
     _need_no_incident(decision, records, asked)
     if decision.reasons and asked.override_by:
         decision.override = {
@@ -315,10 +343,23 @@ def _evidence_after(verdict: Mapping[str, Any], after_ms: int) -> int:
     return min(spans, default=0)
 
 
-def _need_attestations(decision: Decision, records: Sequence[Record], asked: Asked) -> None:
+def _need_attestations(
+    decision: Decision, records: Sequence[Record], asked: Asked, staging: Record | None
+) -> None:
+    """Each item by somebody's word in this ledger; what was measured in staging by its signed verdict,
+    whose age is held elsewhere."""
     attested = attestations(records, asked.stage)
     for item in asked.rules.attestations:
         record = attested.get(item)
+        if record is None and item in MEASURED and _attested_there(staging, asked.stage, item):
+            decision.because.append(f"{item}, measured in staging")
+            continue
+        if record is None and item in MEASURED:
+            decision.reasons.append(
+                f"{item} is not proved for {asked.stage}: walk the way back in staging before its verdict "
+                f"(ansible-playbook -i inventories/staging rehearse.yml -e stage={asked.stage}), or attest it"
+            )
+            continue
         if record is None:
             decision.reasons.append(
                 f"nobody has attested {item} for {asked.stage}: ansible-playbook attest.yml "
@@ -334,6 +375,14 @@ def _need_attestations(decision: Decision, records: Sequence[Record], asked: Ask
             decision.reasons.append(f"{cited}, is older than {limit_s / 86_400:g} days: attest it again")
         else:
             decision.because.append(cited)
+
+
+def _attested_there(staging: Record | None, stage: str, item: str) -> bool:
+    """Whether staging's verdict of this stage was reached while the item was attested to hold there."""
+    if staging is None or staging["stage"] != stage:
+        return False
+    facts_there = staging["data"].get("request", {}).get("facts") or {}
+    return facts_there.get("attested", {}).get(item) is True
 
 
 def _need_no_incident(decision: Decision, records: Sequence[Record], asked: Asked) -> None:

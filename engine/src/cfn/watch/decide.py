@@ -113,6 +113,19 @@ def step_down(plan: Plan, running: Fleet) -> float:
     return float(next((pct for pct in ways if pct < running.v2_pct), 0))
 
 
+def left_behind(back: Mapping[str, Any], answers: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """The hosts that a way back did not reach, which answer now and still give V2 more than it ordered,
+    under an older epoch."""
+    statuses = {host: answers.get(host, {}).get("status") or {} for host in back.get("pending") or ()}
+    return tuple(
+        host
+        for host, each in statuses.items()
+        if each.get("version") == "v2"
+        and float(each.get("traffic_pct") or 0) > float(back.get("to_pct") or 0)
+        and int(each.get("epoch") or 0) < int(back["epoch"])
+    )
+
+
 def blind_too_long(blind_since_ms: int | None, now_ms: int, blind_limit_s: float) -> bool:
     """Whether nothing could be seen for longer than is allowed."""
     return blind_since_ms is not None and now_ms - blind_since_ms > blind_limit_s * 1_000

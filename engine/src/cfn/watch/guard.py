@@ -11,6 +11,9 @@ from typing import Any
 from cfn.metrics import checks
 from cfn.watch.heard import Heard
 
+# A way back goes two epochs up: a stage that it overtakes holds the next one in its hand.
+EPOCHS_UP = 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ordered:
@@ -77,6 +80,6 @@ def of_silence(heard: Heard | None, age_s: float, now: InForce) -> Flip | None:
     return Flip(
         version="v1",
         percent=None,
-        epoch=now.epoch + 1,
+        epoch=now.epoch + EPOCHS_UP,
         reason=f"the watch was not heard of for {age_s:.0f} s; {heard.blind_limit_s:g} s are allowed",
     )

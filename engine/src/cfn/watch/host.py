@@ -1,7 +1,6 @@
 """The host's side of the watch: what it answers, and its guard's turn. All I/O of the two."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,14 +19,13 @@ from cfn.metrics.times import format_ms, parse_ms
 from cfn.paths import Paths
 from cfn.router.client import RouterClient
 from cfn.router.flip import Order, flip
-from cfn.watch import heard
+from cfn.watch import heard, spool
 from cfn.watch.guard import Flip, InForce, of_order, of_silence, read_order
 
 VERSION = 1
 MODE = 0o640
 OBEYED_WITHIN_S = 30.0
 FLIP_WAIT_S = 10.0
-MAX_SPOOLED = 1_000
 
 
 def folder(tree: Paths) -> Path:
@@ -64,7 +62,7 @@ def answer(value: Mapping[str, Any], tree: Paths, *, now_ms: int) -> dict[str, A
     except OSError as error:
         raise CfnError(f"{folder(tree)}: {error}") from error
     found["status"] = read_status(tree)
-    found["spooled"] = _spooled(tree)
+    found["spooled"] = spool.lines(tree)
     return found
 
 
@@ -108,21 +106,6 @@ def _obeyed(order: Mapping[str, Any], tree: Paths) -> dict[str, Any]:
     return {"id": asked.id, "error": f"the guard did not act within {OBEYED_WITHIN_S:g} s"}
 
 
-def _spooled(tree: Paths) -> list[dict[str, Any]]:
-    """What the guard did by itself, for the ledger; the watch takes in what it has not seen yet."""
-    try:
-        lines = (folder(tree) / "spool.jsonl").read_text().split("\n")[:-1]
-    except OSError:
-        return []
-    found = []
-    for line in lines[-MAX_SPOOLED:]:
-        try:
-            found.append(checks.load_object(line))
-        except ValueError:
-            continue  # torn by a crash
-    return found
-
-
 # The guard: `cfn guard`, as root
 
 Flipper = Callable[[Flip], dict[str, Any]]
@@ -139,7 +122,7 @@ def guard(tree: Paths, *, now_ms: int, flipper: Flipper | None = None) -> str:
     silent = _silence(tree, now_ms)
     if silent is not None:
         result = _acted(act, silent)
-        _spool(tree, {"time": format_ms(now_ms), "reason": silent.reason, **result})
+        spool.add(tree, {"time": format_ms(now_ms), "reason": silent.reason, **result})
         said.append(f"fell back to V1: {silent.reason}")
     return "; ".join(said)
 
@@ -192,19 +175,6 @@ def _flip(tree: Paths, what: Flip) -> dict[str, Any]:
     router = RouterClient(f"unix:{tree.router_socket}")
     done = flip(tree.config, order, router, check=False, wait_s=FLIP_WAIT_S)
     return {name: done[name] for name in ("changed", "before", "after", "confirmed", "seconds")}
-
-
-def _spool(tree: Paths, record: Mapping[str, Any]) -> None:
-    path = folder(tree) / "spool.jsonl"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
-    try:
-        owner = path.parent.stat()
-        if os.geteuid() == 0:
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
-        os.write(descriptor, json.dumps(dict(record)).encode() + b"\n")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _load(path: Path) -> dict[str, Any]:

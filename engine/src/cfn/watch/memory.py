@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cfn.config_follower import write_atomically
+from cfn.ledger.joining import Known
 from cfn.ledger.store import LedgerStore
 from cfn.metrics import checks
 from cfn.metrics.times import parse_ms
@@ -19,7 +20,9 @@ VERSION = 1
 @dataclass(slots=True, kw_only=True)
 class Memory:
     """`sequence` is the last record that was read; `flip_ms`, `flip_pct` and `looks_ms` are of the
-    stage's last flip; `people` are the records of attestations and incidents. Times in ms since 1970."""
+    stage's last flip; `known` is what was joined from the hosts' spools; `back` is the last way back while
+    nothing was flipped since; `people` are the records of attestations and incidents. Times in ms since
+    1970."""
 
     stage: str
     sequence: int = 0
@@ -29,7 +32,8 @@ class Memory:
     blind_since_ms: int | None = None
     last_word: str = ""
     missed_told: int = 0
-    spooled: dict[str, str] = field(default_factory=dict)
+    known: dict[str, Any] = field(default_factory=dict)
+    back: dict[str, Any] = field(default_factory=dict)
     people: list[dict[str, Any]] = field(default_factory=list)
 
     def catch_up(self, store: LedgerStore) -> None:
@@ -47,9 +51,9 @@ class Memory:
             self.sequence = record["sequence"]
             if record["kind"] in ("attested", "incident"):
                 self.people.append({name: record[name] for name in ("kind", "stage", "data")})
+            self._take_in_back(record)
             if record["stage"] != self.stage:
                 continue
-            self._take_in_spooled(record)
             flip = flip_of(record)
             if flip is not None and (flip[1] or self.flip_ms is None):
                 self.flip_ms, self.flip_pct, self.looks_ms = parse_ms(record["time"]), flip[0], []
@@ -57,13 +61,16 @@ class Memory:
             elif record["kind"] == "verdict" and self.flip_ms is not None:
                 self.looks_ms.append(parse_ms(record["time"]))
 
-    def _take_in_spooled(self, record: Mapping[str, Any]) -> None:
-        """What a guard did by itself carries the host's own time: until then its spool is known."""
-        hosts = record["data"].get("hosts")
-        if record["kind"] == "rolled_back" and isinstance(hosts, dict):
-            for host, done in hosts.items():
-                if isinstance(done, dict) and isinstance(done.get("time"), str):
-                    self.spooled[host] = max(self.spooled.get(host, ""), done["time"])
+    def _take_in_back(self, record: Mapping[str, Any]) -> None:
+        """What was taken back, and what came from a spool, whatever the stage was."""
+        known = Known(**self.known)
+        known.take_in(record)
+        self.known = asdict(known)
+        flip = flip_of(record)
+        if record["kind"] == "rolled_back" and record["data"].get("epoch"):
+            self.back = {name: record["data"].get(name) for name in ("epoch", "to_pct", "pending", "text")}
+        elif flip is not None and flip[1]:
+            self.back = {}
 
     def keep(self, path: Path) -> None:
         """Write it. Raises OSError."""

@@ -1,7 +1,7 @@
 """One minute of the watch: ask, judge, record, and take traffic back where a verdict says so."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +9,7 @@ from cfn.judge.judge import judge
 from cfn.judge.request import read_request
 from cfn.judge.window import plan as window_plan
 from cfn.ledger.entries import checked_entry
+from cfn.ledger.joining import Known, unjoined
 from cfn.ledger.store import LedgerStore
 from cfn.metrics import checks
 from cfn.metrics.times import format_ms
@@ -18,6 +19,7 @@ from cfn.rollout.records import facts
 from cfn.rollout.standing import escalations_of
 from cfn.watch import decide
 from cfn.watch.decide import Fleet
+from cfn.watch.guard import EPOCHS_UP
 from cfn.watch.host import VERSION
 from cfn.watch.memory import Memory, recall
 
@@ -66,6 +68,8 @@ class Watch:
         memory.catch_up(self.store)
         answers = self._ask({})
         self._take_in_spools(memory, answers)
+        if self._finish_back(memory, answers, now_ms):
+            answers = self._ask({})
         running = decide.fleet(answers, now_ms)
         if running is None:
             self._unseen(memory, now_ms, "no host answers", None)
@@ -169,7 +173,7 @@ class Watch:
 
     def _back(self, running: Fleet, target_pct: float, reason: str, now_ms: int) -> None:
         """Order every host to lower V2's share, 0 being V1, and record what became of it."""
-        epoch = running.epoch + 1
+        epoch = running.epoch + EPOCHS_UP
         order = {
             "id": f"{epoch}.{now_ms}",
             "percent": target_pct or None,
@@ -186,36 +190,55 @@ class Watch:
             text += (
                 f"\nNOT CONFIRMED on {', '.join(missing)}: they fall back by themselves if they are cut off"
             )
-        self._record("rolled_back", {"to_pct": target_pct, "hosts": done, "text": text})
+        unheard = [host for host, each in answers.items() if "error" in each]
+        self._record(
+            "rolled_back",
+            {"to_pct": target_pct, "epoch": epoch, "hosts": done, "pending": unheard, "text": text},
+        )
+
+    def _finish_back(self, memory: Memory, answers: Answers, now_ms: int) -> bool:
+        """Hosts that a way back could not reach are taken back as soon as they answer again."""
+        left = decide.left_behind(memory.back, answers)
+        if not left:
+            return False
+        epoch, target_pct = memory.back["epoch"], float(memory.back.get("to_pct") or 0)
+        order = {
+            "id": f"{epoch}.{now_ms}",
+            "percent": target_pct or None,
+            "epoch": epoch,
+            "reason": "a way back did not reach this host",
+        }
+        request = self._request({"order": order})
+        done = self.hosts.ask(dict.fromkeys(left, request))
+        confirmed = [host for host in left if (done[host].get("order") or {}).get("confirmed")]
+        if confirmed:
+            where = f"{target_pct:g} % on V2" if target_pct else "V1"
+            text = f"{', '.join(confirmed)} answered again, and followed the others back to {where}"
+            self._record("watch", {"text": text})
+        self._said += [f"{host} did not follow: {done[host]}" for host in left if host not in confirmed]
+        return True
 
     def _take_in_spools(self, memory: Memory, answers: Answers) -> None:
-        """What guards did by themselves is joined to the ledger, once, and as one: they fell back for
-        the same reason."""
-        alone: dict[str, Any] = {}
-        for host, answer in answers.items():
-            spooled: Sequence[Mapping[str, Any]] = answer.get("spooled", [])
-            for each in spooled:
-                if str(each.get("time")) > memory.spooled.get(host, ""):
-                    memory.spooled[host] = str(each.get("time"))
-                    alone[host] = dict(each)
-        if alone:
-            lines = [
-                f"{host} fell back to V1 by itself at {each.get('time')}: {each.get('reason')}"
-                for host, each in alone.items()
-            ]
-            self._record("rolled_back", {"to_pct": 0, "hosts": alone, "text": "\n".join(lines)})
+        """What was done while nobody could record it is joined to the ledger, once."""
+        known = Known(**memory.known)
+        spooled = {host: answer.get("spooled", []) for host, answer in answers.items()}
+        for each in unjoined(spooled, known):
+            self._record("rolled_back", each.data, stage=each.stage, actor=each.actor)
+        memory.known = asdict(known)
 
     # The hosts and the ledger
 
-    def _ask(self, what: Mapping[str, Any]) -> Answers:
-        request = {"v": VERSION, "watching": True, "blind_limit_s": self.blind_limit_s} | dict(what)
-        return self.hosts.ask(dict.fromkeys(self.plan.hosts, request))
+    def _request(self, what: Mapping[str, Any]) -> dict[str, Any]:
+        return {"v": VERSION, "watching": True, "blind_limit_s": self.blind_limit_s} | dict(what)
 
-    def _record(self, kind: str, data: Mapping[str, Any]) -> None:
+    def _ask(self, what: Mapping[str, Any]) -> Answers:
+        return self.hosts.ask(dict.fromkeys(self.plan.hosts, self._request(what)))
+
+    def _record(self, kind: str, data: Mapping[str, Any], *, stage: str = "", actor: str = "") -> None:
         entry = checked_entry(
             kind=kind,
-            stage=self.plan.stage,
-            actor=self.actor,
+            stage=stage or self.plan.stage,
+            actor=actor or self.actor,
             environment=self.plan.environment,
             data=data,
             now_ms=self._now_ms,
