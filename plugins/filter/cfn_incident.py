@@ -74,14 +74,19 @@ def stage_of(
     hosts: Iterable[str], hostvars: Hostvars, given: str, ledger: Mapping[str, Any], table: Mapping[str, Any]
 ) -> str:
     """The stage that an incident belongs to: the one named; else that of the ledger's last flip; else the
-    one to which the largest share in force on any host (`traffic_before`) belongs."""
+    one to which the largest share in force on any host belongs (`traffic_before`, or `back_standing` of a
+    way back that has moved it since)."""
     if given:
         return given
     records = ledger.get("records") or []
     flips = [record["stage"] for record in records if record["kind"] in ("started", "flipped")]
     if flips and flips[-1] in STAGES:
         return str(flips[-1])
-    answers = [hostvars[host].get("traffic_before", {}).get("before") for host in hosts]
+    answers = [
+        (hostvars[host].get("back_standing", {}).get("standing") or {}).get("before")
+        or hostvars[host].get("traffic_before", {}).get("before")
+        for host in hosts
+    ]
     share = max(
         (float(answer["traffic_pct"]) for answer in answers if answer and answer["version"] == "v2"),
         default=0.0,
@@ -95,13 +100,18 @@ def record(incident: Mapping[str, Any]) -> dict[str, Any]:
     return {name: incident[name] for name in names}
 
 
-def way_back(incident: Mapping[str, Any], answer: object) -> dict[str, Any]:
-    """What the way back came to: `text`, and `proved`, which is true where none was asked."""
+def way_back(incident: Mapping[str, Any], answers: Mapping[str, Any]) -> dict[str, Any]:
+    """What the way back came to, of `back_result`, or `back_way` if it was refused: `text`, and `proved`,
+    which is true where none was asked."""
     if not incident["way_back"]:
         return {"text": f"No traffic was moved: {incident['severity']} is watched.", "proved": True}
-    if not isinstance(answer, Mapping):
+    refused = (answers.get("back_way") or {}).get("refused")
+    if refused:
+        return {"text": f"NOT TAKEN BACK. {refused}", "proved": False}
+    result = answers.get("back_result")
+    if not result:
         return {"text": f"The {incident['way_back']} said nothing of how it went.", "proved": False}
-    return {"text": str(answer["text"]), "proved": not answer.get("unproved")}
+    return {"text": str(result["text"]), "proved": not result.get("unproved")}
 
 
 def findings(hosts: Iterable[str], hostvars: Hostvars) -> list[dict[str, Any]]:
