@@ -40,6 +40,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+now:
+  description: The time of the look, for the question that follows.
+  returned: when state is planned
+  type: str
 plan:
   description: C(since), C(until) and C(bucket_s) to reduce each host's files over.
   returned: when state is planned
@@ -90,7 +94,7 @@ def main() -> None:
     )
     request = module.params["request"]
     if module.params["state"] == "planned":
-        module.exit_json(changed=False, plan=run_cfn(module, ["gate", "--plan"], stdin=request))
+        module.exit_json(changed=False, now=request["now"], plan=run_cfn(module, ["gate", "--plan"], stdin=request))
     request = with_facts(module, request)
     record = run_cfn(module, ["gate", "--record"], stdin=request, accept=VERDICT_EXIT_CODES)
     del record["rc"]

@@ -70,11 +70,16 @@ class Reach:
             return {"error": f"{name}: no route"}
         tree = self.fleet.tree(name)
         if request.get("order") and not self.deaf_guards:
-            threading.Timer(
-                0.05, lambda: host_side.guard(tree, now_ms=self.now_ms, flipper=flipper(tree))
-            ).start()
+            threading.Thread(target=self._guard, args=(tree,)).start()
         found: dict[str, Any] = json.loads(json.dumps(host_side.answer(request, tree, now_ms=self.now_ms)))
         return found
+
+    def _guard(self, tree: Paths) -> None:
+        """Until the order is there: the path unit sees it whenever it comes."""
+        for _ in range(200):
+            if host_side.guard(tree, now_ms=self.now_ms, flipper=flipper(tree)):
+                return
+            time.sleep(0.05)
 
 
 def config(tree: Paths, version: str = "v2", percent: str = "10", epoch: int = 3) -> None:
@@ -414,3 +419,56 @@ def test_being_asked_is_being_heard(alone: Paths, monkeypatch: pytest.MonkeyPatc
     last = heard_side.read(host_side.folder(alone) / "heard.json")
     assert last is not None
     assert last.watching
+
+
+def taken_back(watched: Watch, pending: list[str], epoch: int = 9) -> None:
+    data = {"text": "V1 serves", "to_pct": 0, "epoch": epoch, "pending": pending}
+    watched.store.append(
+        Entry(time=format_ms(SINCE_MS + 1_000), environment="lab", kind="rolled_back", stage="stage2",
+              actor="t", data=data)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("forward", "expected"), [(False, "v1 10"), (True, "v2 10")])
+def test_a_host_that_a_way_back_did_not_reach_follows_when_it_answers(
+    fleet: Fleet, forward: bool, expected: str
+) -> None:
+    reach = prepared(fleet, 64)
+    for name in ("h1", "h3"):
+        config(fleet.tree(name), "v1", "10", 9)
+    watched = watch(reach)
+    taken_back(watched, ["h2"])
+    if forward:  # what was decided later counts
+        hosts = {"h1": {"changed": True, "after": {"traffic_pct": 10}}}
+        watched.store.append(
+            Entry(time=format_ms(SINCE_MS + 2_000), environment="lab", kind="flipped", stage="stage1",
+                  actor="t", data={"hosts": hosts})
+        )  # fmt: skip
+    reach.down = {"h2"}
+    watched.tick(reach.now_ms)
+    assert in_force(reach)[1] == "v2 10"
+    reach.down = set()
+    for _ in range(2):
+        watch(reach).tick(reach.now_ms + 60_000)
+    assert in_force(reach)[1] == expected
+    told = [
+        record["data"]["text"] for record in watched.store.oldest() if "answered again" in str(record["data"])
+    ]
+    assert len(told) == (not forward)
+    if not forward:
+        assert host_side._in_force(fleet.tree("h2")).epoch == 9
+
+
+def test_a_way_back_that_nobody_could_record_is_joined_with_its_own_words(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64)
+    back = {"id": "b-1", "stage": "stage2", "actor": "ada", "data": {"text": "V1 serves", "epoch": 9}}
+    for name in ("h1", "h2"):
+        spool.add(fleet.tree(name), {"time": format_ms(reach.now_ms), "reason": "V1 serves", "back": back})
+    for _ in range(2):
+        watched = watch(reach)
+        watched.tick(reach.now_ms)
+        watched.memory_path.unlink()  # and what the watch remembers may be lost
+    joined = [record for record in watched.store.oldest() if record["kind"] == "rolled_back"]
+    assert [(each["stage"], each["actor"], each["data"]["id"]) for each in joined] == [
+        ("stage2", "ada", "b-1")
+    ]
