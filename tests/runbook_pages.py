@@ -93,7 +93,7 @@ def _block(page: str, lines: list[tuple[int, str]]) -> list[Step]:
             found[-1] = Step(page, found[-1].line, found[-1].host, text)
             continued = text.endswith("\\")
             continue
-        prompt = PROMPT.fullmatch(line.rstrip())
+        prompt = PROMPT.fullmatch(line.strip())
         if prompt is not None:
             found.append(Step(page, number, prompt["host"] or "", prompt["text"]))
             continued = prompt["text"].endswith("\\")
