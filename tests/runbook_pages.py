@@ -27,10 +27,10 @@ FENCE = re.compile(r"\s*```(?P<language>\w*)")
 
 # What begins with one of these is a command, wherever on a page it stands.
 PROGRAMS = (
-    "ansible ansible-playbook make python sudo systemctl journalctl cfn sed ps lsof du ls df cat rm kill mount "
-    "ssh lab bash sh ulimit tail grep tar"
-).split()
-LOOKS_TYPED = re.compile(rf"(?:\S*\$ |/opt/cfn/\S*/|/coordination/)?(?:{'|'.join(PROGRAMS)}) \S")
+    r"ansible(?:-playbook)?|make|python|sudo|systemctl|journalctl|cfn|sed|ps|lsof|du|ls|df|cat|rm|kill|mount|ssh"
+    r"|lab|bash|sh|ulimit|tail|grep|tar"
+)
+LOOKS_TYPED = re.compile(rf"(?:\S*\$ |/opt/cfn/\S*/|/coordination/)?(?:{PROGRAMS}) \S")
 
 
 class PageError(Exception):
@@ -67,7 +67,9 @@ def steps(page: str, markdown: str) -> list[Step]:
             if block is None:
                 block, language = [], fence["language"]
                 if language not in ("console", "text"):
-                    raise PageError(f"{page}:{number}: a block of {language or 'no language'}: console or text")
+                    raise PageError(
+                        f"{page}:{number}: a block of {language or 'no language'}: console or text"
+                    )
                 continue
             found += _block(page, block) if language == "console" else _no_commands(page, block)
             block = None

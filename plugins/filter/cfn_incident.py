@@ -158,7 +158,9 @@ def _finding(host: str, bundle: Mapping[str, Any], answers: Mapping[str, Any]) -
 def timeline(ledger: Mapping[str, Any], since: str) -> list[str]:
     """The ledger's records from a time on, a line each, oldest first."""
     return [
-        " ".join([record["time"], record["kind"], f"({record['stage']}, by {record['actor']})", _gist(record)])
+        " ".join(
+            [record["time"], record["kind"], f"({record['stage']}, by {record['actor']})", _gist(record)]
+        )
         for record in ledger.get("records") or []
         if record["time"] >= since
     ]

@@ -39,7 +39,7 @@ def test_the_steps_of_a_page_in_order() -> None:
         Step("p.md", 3, "cfn2", "sudo systemctl stop x", arranged=True),
         Step("p.md", 7, "", "ansible-playbook status.yml -e a=1", ("...", "next: gate"), 0),
         Step("p.md", 11, "", "ansible-playbook gate.yml", (), 10),
-        Step("p.md", 18, "cfn1", "sudo ls /etc/cfn", ("config.sh",), 0),
+        Step("p.md", 18, "cfn1", "sudo ls /etc/cfn", ("  config.sh",), 0),
     ]
 
 
