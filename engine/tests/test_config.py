@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfn.cli import main
 from cfn.config import KEYS, Config, as_text, check, edit, parse, render_env
 from cfn.config_follower import ConfigFollower
 from cfn.errors import ConfigError
@@ -162,3 +163,14 @@ def test_the_reference_lists_every_key_with_its_default() -> None:
     reference = (Path(__file__).parents[2] / "docs/reference/configuration.md").read_text()
     rows = dict(re.findall(r"^\| `(CFN_\w+)` \| (\S+) \|", reference, re.MULTILINE))
     assert rows == {key.name: as_text(getattr(Config(), key.field)) or "empty" for key in KEYS}
+
+
+@pytest.mark.parametrize(("new", "old", "code"), [(4, 4, 0), (5, 4, 0), (3, 4, 5), (3, None, 0)])
+def test_a_deployment_does_not_undo_a_later_change(
+    new: int, old: int | None, code: int, tmp_path: Path
+) -> None:
+    fresh, in_force = tmp_path / "fresh", tmp_path / "config.sh"
+    fresh.write_text(f'CFN_EPOCH="{new}"\n')
+    if old is not None:
+        in_force.write_text(f'CFN_EPOCH="{old}"\n')
+    assert main(["config", "check", "--replaces", str(in_force), str(fresh)]) == code
