@@ -19,7 +19,7 @@ GIVEN = {
     "started": "",
 }  # fmt: skip
 FACTS = {
-    "installed": True, "release": "r1", "version": "v2", "traffic_pct": 10.0, "epoch": 4.0, "engine": "running",
+    "installed": True, "release": "r1", "version": "v2", "traffic_pct": 10.0, "engine": "running",
     "router": "running", "breaker": "open", "breaker_reason": "5 of 20 bad", "config_problem": "",
     "units": {
         "cfn-router.service": {"state": "active/running", "result": "success", "restarts": 2},
@@ -158,7 +158,8 @@ def test_the_command_that_records_it_by_hand_is_one_that_a_shell_reads_back() ->
 
 def test_the_last_words_name_every_open_end() -> None:
     facts = {
-        "report": "/r.md", "recorded": False, "unsent": ["pager: no line"], "stage": "stage1", "watch": "runs",
+        "report": "/r.md", "recorded": False, "unsent": ["pager: no line"],
+        "stage": "stage1", "watch": "runs",
     }  # fmt: skip
     found = [{"host": "two", "problem": "cannot be reached: x"}, {"host": "one", "problem": ""}]
     text = cfn_incident.last_words(asked(), {"text": "V1 serves"}, found, facts)
