@@ -11,7 +11,7 @@ A line that begins with `$ ` is typed on the controller, one with `HOST$ ` on th
 end goes on in the next line. What follows is what one should see: a line `...` stands for any lines, `...`
 within a line for any text, and `[exit code N]` at the end for an exit code other than 0. Blanks at both
 ends of a line count for nothing. `<!-- lab HOST: COMMAND -->` brings the lab into the state that the page
-is for; a reader does not see it.
+is for (HOST is `controller` for this machine); a reader does not see it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+CONTROLLER = "controller"
 PROMPT = re.compile(r"(?P<host>[a-z][a-z0-9-]*)?\$ (?P<text>.+)")
 EXIT_CODE = re.compile(r"\[exit code (\d+)\]")
 ARRANGED = re.compile(r"<!-- lab (?P<host>[a-z][a-z0-9-]*): (?P<text>.+) -->")
@@ -76,7 +77,8 @@ def steps(page: str, markdown: str) -> list[Step]:
         elif block is not None:
             block.append((number, line))
         elif arranged := ARRANGED.fullmatch(line.strip()):
-            found.append(Step(page, number, arranged["host"], arranged["text"], arranged=True))
+            host = "" if arranged["host"] == CONTROLLER else arranged["host"]
+            found.append(Step(page, number, host, arranged["text"], arranged=True))
         elif LOOKS_TYPED.match(line.strip()) and line.startswith("    "):
             raise PageError(f"{page}:{number}: a command outside of a console block: {line.strip()}")
     if block is not None:
