@@ -1,4 +1,4 @@
-"""An incident on real hosts: no secret leaves them, whom it concerns hears of it, and what is dead is named."""
+"""An incident on real hosts: no secret leaves them, who must hears of it, and what is dead is named."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
     """Takes what a webhook is sent; `said` holds it."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802 - the library's name
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             said.append((self.headers["Authorization"], json.loads(body)))
             self.send_response(204)
@@ -55,11 +55,12 @@ def test_a_p0_with_a_dead_engine_and_a_leaking_service(
     shutil.rmtree(FOLDER, ignore_errors=True)
     (tmp_path / "token").write_text(HOOK_TOKEN)
     told = tmp_path / "told"
+    url = f"http://127.0.0.1:{server.server_address[1]}/x"
     hooks = [
-        {"kind": "webhook", "url": f"http://127.0.0.1:{server.server_address[1]}/x", "token_file": f"{tmp_path}/token"},
+        {"kind": "webhook", "url": url, "token_file": f"{tmp_path}/token"},
         {"kind": "command", "name": "pager", "argv": ["sh", "-c", f"cat > {told}"]},
         {"kind": "command", "name": "stuck", "argv": ["sleep", "60"], "timeout_s": 1},
-    ]  # fmt: skip
+    ]
     pair.run("one", f"systemd-run --quiet --wait --unit=cfn-leak echo split {SPLIT_KEY}, token={LEAKED}")
     try:
         # A release that does not start is what a module of the release could not tell of.
