@@ -11,7 +11,7 @@ from cfn.rollout.steps import Decision, may_start
 from engine.tests.rollout.conftest import Story
 from engine.tests.rollout.test_steps import asked
 
-BY = {"resume_by": "ada", "resume_reason": "looked at it"}
+BY: dict[str, Any] = {"resume_by": "ada", "resume_reason": "looked at it"}
 
 
 def host(version: str = "v2", breaker: str = "closed") -> dict[str, Any]:
@@ -28,7 +28,7 @@ def flipped(story: Story, hour: float, version: str) -> None:
     )
 
 
-def decide(story: Story, *hosts: dict[str, Any], **answer: str) -> Decision:
+def decide(story: Story, *hosts: dict[str, Any], **answer: Any) -> Decision:
     return may_start(story.records, asked("stage1", 10, 9, hosts=hosts, **answer), None)
 
 
