@@ -1,6 +1,5 @@
 """What holds a rollout: a pause, an open breaker, V1 by hand; and that somebody's word lets it go on."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from cfn.rollout.steps import Decision, may_start
 from engine.tests.rollout.conftest import Story
 from engine.tests.rollout.test_steps import asked
 
-BY = {"resume_by": "ada", "resume_reason": "looked at it"}
+BY: dict[str, Any] = {"resume_by": "ada", "resume_reason": "looked at it"}
 
 
 def host(version: str = "v2", breaker: str = "closed") -> dict[str, Any]:
@@ -29,8 +28,8 @@ def flipped(story: Story, hour: float, version: str) -> None:
     )
 
 
-def decide(story: Story, *hosts: dict[str, Any], **answer: str) -> Decision:
-    return may_start(story.records, replace(asked("stage1", 10, 9), hosts=hosts, **answer), None)
+def decide(story: Story, *hosts: dict[str, Any], **answer: Any) -> Decision:
+    return may_start(story.records, asked("stage1", 10, 9, hosts=hosts, **answer), None)
 
 
 def pause(story: Story, hour: float, state: str) -> None:
@@ -90,7 +89,7 @@ def test_who_resumes_says_who_and_why_and_it_is_recorded(story: Story) -> None:
 
 def test_to_resume_answers_for_nothing_else(story: Story) -> None:
     pause(story, 1, "held")
-    decision = may_start(story.records, replace(asked("stage2", 50, 9), hosts=(host(),), **BY), None)
+    decision = may_start(story.records, asked("stage2", 50, 9, hosts=(host(),), **BY), None)
     assert decision.reasons
     assert not decision.allowed
 
