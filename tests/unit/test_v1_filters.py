@@ -144,7 +144,7 @@ def test_how_the_restoration_went() -> None:
     good: dict[str, Any] = {
         "restore_status": {"installed": True},
         "restore_proved": True,
-        "v1_retrieved_s": 1010.0,
+        "v1_archive_there_s": 1010.0,
         "v1_source": source,
     }
     hosts = {
