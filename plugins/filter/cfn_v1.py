@@ -116,7 +116,9 @@ def archives(hosts: Iterable[str], hostvars: Hostvars) -> dict[str, Any]:
 def archive_of(host: str, hostvars: Hostvars, plan: Mapping[str, Any]) -> Mapping[str, Any]:
     """Name and digest of a host's archive: of this run, or of the one that it goes on from."""
     own = host in plan["archive"]
-    found: Mapping[str, Any] = hostvars[host]["v1_archive_made"] if own else plan["standing"]["archives"][host]
+    found: Mapping[str, Any] = (
+        hostvars[host]["v1_archive_made"] if own else plan["standing"]["archives"][host]
+    )
     return found
 
 
