@@ -193,7 +193,8 @@ def source_problems(hosts: Iterable[str], hostvars: Hostvars) -> str:
     bad = []
     for host in hosts:
         checked = hostvars[host].get("v1_source_checked") or {}
-        said = hostvars[host]["v1_source"]["problem"]
+        missing = {"problem": f"{host}: its archive could not be made, as is said above"}
+        said = hostvars[host].get("v1_source", missing)["problem"]
         found = (
             "" if checked.get("rc") == 0 else checked.get("stderr") or checked.get("msg") or "not verified"
         )
