@@ -102,7 +102,10 @@ def last_decisions(records: list[Mapping[str, Any]]) -> list[str]:
 
 def next_step(versions: set[str], records: list[Mapping[str, Any]]) -> str:
     """What an operator would type now."""
-    decisions = [record for record in records if record["kind"] in ("verdict", "rolled_back", "flipped")]
+    kinds = ("verdict", "rolled_back", "flipped", "decommissioned", "restored")
+    decisions = [record for record in records if record["kind"] in kinds]
+    if decisions and decisions[-1]["kind"] == "decommissioned":
+        return "nothing; V1 is archived, and ansible-playbook restore_v1.yml brings it back"
     if versions != {"v2"}:
         return "ansible-playbook stage1.yml -e traffic=10"
     if not decisions or decisions[-1]["kind"] != "verdict":

@@ -108,15 +108,17 @@ def end_epoch(hosts: Iterable[str], hostvars: Hostvars, plan: Mapping[str, Any])
 
 
 def archives(hosts: Iterable[str], hostvars: Hostvars) -> dict[str, Any]:
-    """Name, digest and number of files of each host's archive, of `v1_archived`."""
-    made = {host: hostvars[host]["v1_archived"] for host in hosts}
+    """Name, digest and number of files of each host's archive, of `v1_archive_made`."""
+    made = {host: hostvars[host]["v1_archive_made"] for host in hosts}
     return {host: {name: each[name] for name in ("name", "sha256", "files")} for host, each in made.items()}
 
 
 def archive_of(host: str, hostvars: Hostvars, plan: Mapping[str, Any]) -> Mapping[str, Any]:
     """Name and digest of a host's archive: of this run, or of the one that it goes on from."""
     own = host in plan["archive"]
-    found: Mapping[str, Any] = hostvars[host]["v1_archived"] if own else plan["standing"]["archives"][host]
+    found: Mapping[str, Any] = (
+        hostvars[host]["v1_archive_made"] if own else plan["standing"]["archives"][host]
+    )
     return found
 
 
@@ -191,7 +193,8 @@ def source_problems(hosts: Iterable[str], hostvars: Hostvars) -> str:
     bad = []
     for host in hosts:
         checked = hostvars[host].get("v1_source_checked") or {}
-        said = hostvars[host]["v1_source"]["problem"]
+        missing = {"problem": f"{host}: its archive could not be made, as is said above"}
+        said = hostvars[host].get("v1_source", missing)["problem"]
         found = (
             "" if checked.get("rc") == 0 else checked.get("stderr") or checked.get("msg") or "not verified"
         )
@@ -221,7 +224,7 @@ def restore_outcome(
     """On which hosts V1 is proved, on which not and why, and the seconds it took; for ledger and person.
 
     `asked`: `traffic` (v1 or keep), `rehearse`, and `objectives` of the whole rollout. Reads of each host
-    `restore_status`, `v1_source`, `v1_retrieved_s`, `restore_proved` and `restore_failure`.
+    `restore_status`, `v1_source`, `v1_archive_there_s`, `restore_proved` and `restore_failure`.
     """
     proved, unproved, alone, retrieved = [], {}, [], []
     for host in hosts:
@@ -234,7 +237,7 @@ def restore_outcome(
             unproved[host] = _one_line(why)
         if not status.get("installed") and host in proved:
             alone.append(host)
-        retrieved.append(float(own.get("v1_retrieved_s") or now_s))
+        retrieved.append(float(own.get("v1_archive_there_s") or now_s))
     limits = asked["objectives"]
     seconds = round(now_s - started_s, 1)
     retrieved_s = round(max(retrieved, default=now_s) - started_s, 1)

@@ -99,3 +99,10 @@ def test_the_next_step_without_a_verdict() -> None:
     assert next_step({"v1"}, [verdict("PASS")]) == "ansible-playbook stage1.yml -e traffic=10"
     assert next_step({"v2"}, [verdict("PASS"), flipped]) == "ansible-playbook gate.yml"
     assert next_step({"v2"}, []) == "ansible-playbook gate.yml"
+
+
+def test_after_v1s_end_its_way_back_is_named_and_after_that_the_ladder_begins_anew() -> None:
+    ended = {"kind": "decommissioned", "stage": "decommission"}
+    restored = {"kind": "restored", "stage": "decommission"}
+    assert "restore_v1.yml brings it back" in next_step({"v2"}, [verdict("PASS"), ended])
+    assert next_step({"v1"}, [ended, restored]) == "ansible-playbook stage1.yml -e traffic=10"

@@ -116,6 +116,7 @@ def test_a_damaged_archive_is_named_once_and_one_that_was_not_verified_is_none()
         "V1 is not restored. Nothing was touched.", "F is damaged",
     ]  # fmt: skip
     assert filters.source_problems(["a"], {"a": {"v1_source": {"problem": ""}}})
+    assert "a: its archive could not be made" in filters.source_problems(["a"], {"a": {}})
 
 
 def test_the_epoch_of_the_return_is_a_new_one_until_all_is_as_asked_for() -> None:
@@ -144,7 +145,7 @@ def test_how_the_restoration_went() -> None:
     good: dict[str, Any] = {
         "restore_status": {"installed": True},
         "restore_proved": True,
-        "v1_retrieved_s": 1010.0,
+        "v1_archive_there_s": 1010.0,
         "v1_source": source,
     }
     hosts = {

@@ -42,6 +42,15 @@ def test_nothing_holds_a_rollout_that_runs_as_ordered(story: Story) -> None:
     assert decide(story, host()).allowed
 
 
+def test_a_v1_that_was_restored_is_no_v1_by_hand(story: Story) -> None:
+    flipped(story, 1, "v2")
+    assert decide(story, host("v1")).holds
+    story.tell(2, "restored", "decommission", {"traffic": "v1", "proved": ["b"]})
+    assert decide(story, host("v1")).holds
+    story.tell(3, "restored", "decommission", {"traffic": "v1", "proved": ["a"]})
+    assert decide(story, host("v1")).holds == []
+
+
 def test_a_pause_holds_until_somebody_resumes(story: Story) -> None:
     pause(story, 1, "held")
     flipped(story, 2, "v2")
