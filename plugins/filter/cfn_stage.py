@@ -34,6 +34,10 @@ def batch(hosts: Sequence[str], host: str, sizes: Sequence[Any]) -> int:
 _ENTERED = ("v1_install", "traffic_flip")
 
 
+# What says that a deployment changed something that runs.
+_DEPLOYED = ("engine_release", "engine_config", "engine_limits", "engine_units")
+
+
 def failure(result: Mapping[str, Any], task: str, step: str) -> dict[str, str]:
     """What a failed task found, for ledger and person: `step`, `task`, `found`."""
     found = " ".join(str(result.get("msg") or result.get("stderr") or "it does not say why").split())
@@ -58,6 +62,11 @@ def failures(
         elif host not in answering:
             found[host] = {"step": step, "task": "", "found": "it does not answer any more (unreachable)"}
     return found
+
+
+def deployed(hosts: Iterable[str], hostvars: Hostvars) -> bool:
+    """Whether this run has changed what any host runs, beside its traffic."""
+    return any(hostvars[host].get(name, {}).get("changed", False) for host in hosts for name in _DEPLOYED)
 
 
 def config_before(text: str, now: Mapping[str, Any]) -> str:
@@ -167,6 +176,7 @@ class FilterModule:
             "cfn_batch": batch,
             "cfn_failure": failure,
             "cfn_failures": failures,
+            "cfn_deployed": deployed,
             "cfn_config_before": config_before,
             "cfn_units_of": units_of,
             "cfn_back_to": back_to,
