@@ -301,7 +301,7 @@ def release_before(hosts: Iterable[str], hostvars: Hostvars, named: str) -> str:
     """
     known = {host: hostvars[host].get("release_known", {}) for host in hosts}
     found = {host: (each["version"], each["previous"]) for host, each in known.items() if each.get("version")}
-    previous = {before for _, before in found.values()}
+    previous = {str(before) for _, before in found.values()}
     if named:
         return named
     if len(previous) == 1 and "" not in previous:

@@ -12,8 +12,8 @@ from cfn.ledger.joining import Known, unjoined
 from cfn.paths import Paths
 from cfn.watch import spool
 
-ALONE = {"time": "2026-01-31T12:00:00.000Z", "reason": "the watch was not heard of"}
-BACK = {
+ALONE: dict[str, Any] = {"time": "2026-01-31T12:00:00.000Z", "reason": "the watch was not heard of"}
+BACK: dict[str, Any] = {
     "time": "2026-01-31T12:05:00.000Z",
     "reason": "V1 serves",
     "back": {

@@ -11,6 +11,7 @@ import pytest
 from cfn.commands import lock as command
 from cfn.errors import CfnError, RefusedError, UsageError
 from cfn.ledger.store import LedgerStore
+from cfn.metrics.times import format_ms
 from cfn.rollout.lock import Lock, breaking, held, releasing, taking
 from engine.tests.rollout.conftest import HOUR_MS, T0, Story
 
@@ -45,6 +46,16 @@ def test_another_run_hears_who_since_when_and_how_to_break_it(story: Story) -> N
         taking(newest(story), ASKED, T0 + HOUR_MS)
     for words in ("a test holds", "2026-01-05T00:00:00.000Z", "desk", "break_lock_reason", "cfn lock break"):
         assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(("happened", "held_still"), [(0.5, True), (1.5, False)])
+def test_a_way_back_that_is_told_late_ends_only_what_was_locked_before_it(
+    story: Story, happened: float, held_still: bool
+) -> None:
+    lock(story, 1)
+    hosts = {"one": {"time": format_ms(T0 + round(happened * HOUR_MS))}}
+    story.tell(2, "rolled_back", "stage1", {"text": "V1 serves", "spooled": True, "hosts": hosts})
+    assert (holder(story, 2) is not None) is held_still
 
 
 @pytest.mark.parametrize(

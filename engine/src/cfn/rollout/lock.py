@@ -45,11 +45,18 @@ class Lock:
 
 
 def held(newest_first: Iterable[Mapping[str, Any]], now_ms: int) -> Lock | None:
-    """The lock that is in force at `now_ms`; reads no further back than it must."""
+    """The lock that is in force at `now_ms`; reads no further back than it must. A way back that was
+    joined from a spool ends what was locked before it happened, not what came between."""
+    happened = ""
     for record in newest_first:
+        if record["kind"] == "rolled_back" and record["data"].get("spooled"):
+            happened = max(happened, *(each["time"] for each in record["data"]["hosts"].values()))
+            continue
         if record["kind"] in _ENDING:
             return None
         if record["kind"] == "locked":
+            if record["time"] <= happened:
+                return None
             data = record["data"]
             lock = Lock(
                 run=data["run"],
