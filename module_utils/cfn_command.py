@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,23 @@ def installed() -> bool:
 
 
 def run_cfn(
-    module: AnsibleModule, arguments: list[str], *, stdin: object = None, accept: tuple[int, ...] = (0,)
+    module: AnsibleModule,
+    arguments: list[str],
+    *,
+    stdin: object = None,
+    accept: tuple[int, ...] = (0,),
+    prefix: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run `cfn ARGUMENT ...` and return the object that it prints, with its exit code as `rc`.
 
-    `stdin` is sent as JSON. Ends the task with the command's own words if it exits with a code
-    that is not in `accept`, or prints no JSON object. Blocks until the command ends.
+    `stdin` is sent as JSON; `prefix` is a command that runs it, such as systemd-run. Ends the task with
+    the command's own words if it exits with a code that is not in `accept`, or prints no JSON object.
+    Blocks until the command ends.
     """
     if not installed():
         module.fail_json(msg=f"{CFN} does not exist on this host: deploy a release first (stage1.yml)")
     data = None if stdin is None else json.dumps(stdin, allow_nan=False)
-    rc, output, errors = module.run_command([CFN, *arguments], data=data, binary_data=True)
+    rc, output, errors = module.run_command([*prefix, CFN, *arguments], data=data, binary_data=True)
     if rc not in accept:
         module.fail_json(
             msg=errors.strip() or output.strip() or f"cfn {arguments[0]} exited with {rc}", rc=rc

@@ -158,6 +158,7 @@ class Conductor:
             "epoch": self._generation,
             "topology": self.config.topology,
             "max_agents": self.config.max_agents,
+            "retention_s": self.config.retention_s,
             "swarms": [{"swarm_id": swarm.swarm_id, "agents": swarm.agents} for swarm in self.swarms.all],
             "agents_active": self._hub.live_agents + sum(int(row.get("agents", 0)) for row in coordinators),
             "open_requests": self.coordinations.open,
@@ -168,6 +169,7 @@ class Conductor:
             "spawner": "up" if self._link.up else "down",
             "spawner_pid": self._link.pid if self._link.up else 0,
             "coordinators": coordinators,
+            "failover_time_s": self.fleet.clock.last_s,
             "messages": self.messages.report(),
             "counters": {
                 "accepted": counters.accepted,

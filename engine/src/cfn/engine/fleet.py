@@ -15,6 +15,7 @@ from cfn.config import Config
 from cfn.engine import placement, team_calls
 from cfn.engine.clients import ACCEPT_AGAIN_S
 from cfn.engine.directory import SwarmDirectory, TeamPlace
+from cfn.engine.failover_clock import FailoverClock
 from cfn.engine.guard import serve_at
 from cfn.engine.hosts import Host, LocalHost
 from cfn.engine.lean.control import Channel, own_peer
@@ -87,6 +88,7 @@ class Fleet:
         self._moving: set[tuple[str, str]] = set()
         self._failovers: dict[int, int] = {}
         self._owner: Owner | None = None
+        self.clock = FailoverClock()
         self.failovers = 0
         self.hangs = 0
         self._path = paths.coordinators_socket
@@ -168,6 +170,11 @@ class Fleet:
     def forget(self, swarm_id: str, team: str) -> None:
         """A team is gone."""
         self._placed.pop((swarm_id, team), None)
+        self.served(swarm_id, team)
+
+    def served(self, swarm_id: str, team: str) -> None:
+        """A team's workers have a hub (again), or the team is gone."""
+        self.clock.served((swarm_id, team), time.monotonic())
 
     def choose(self, shard: int) -> int | None:
         """The number of the host that a team is to have, by the team's shard; None: nobody yet."""
@@ -245,13 +252,18 @@ class Fleet:
 
     def _gone(self, host: RemoteHost, reason: str) -> None:
         self._hosts.pop(host.number, None)
-        for key in [key for key, number in self._placed.items() if number == host.number]:
+        lost = self._teams_of(host.number)
+        self.clock.lost(lost, host.heard_s)
+        for key in lost:
             del self._placed[key]
             self._moving.discard(key)
         moved = self._owner.host_lost(host.number) if self._owner is not None else 0
         self.failovers += 1
         self._failovers[host.number] = self._failovers.get(host.number, 0) + 1
         log("coordinator lost", coordinator=host.number, pid=host.pid, reason=reason, parts_moved=moved)
+
+    def _teams_of(self, number: int) -> list[tuple[str, str]]:
+        return [key for key, at in self._placed.items() if at == number]
 
     def _look_due(self) -> None:
         self._looked_s = time.monotonic()
@@ -320,6 +332,9 @@ class Fleet:
         """Give a coordinator no more teams, and move those that it has. Raises RefusedError."""
         self._check(number)
         self._draining.add(number)
+        # Kept swarms' teams move; a request's own stay until they end, and are served meanwhile.
+        kept = [key for key in self._teams_of(number) if not key[0].startswith("task:")]
+        self.clock.lost(kept, time.monotonic())
 
     def resume(self, number: int) -> None:
         """The end of a drain. Raises RefusedError."""

@@ -8,6 +8,7 @@ import fcntl
 import os
 import shutil
 import signal
+import stat
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
@@ -80,6 +81,30 @@ def sweep_deserted(paths: Paths, retention_s: float) -> Removed:
     return removed
 
 
+def stale(paths: Paths, retention_s: float, swarms: Collection[str], *, live: bool) -> dict[str, list[Path]]:
+    """What a sweep removes, by kind, as far as the files tell: of what a running request holds (`live`: a
+    conductor runs) only it knows. `swarms` are in use."""
+    stray_s = min(STRAY_S, retention_s) if live else retention_s
+    found = {
+        "requests": [entry for entry in _old(paths.shm / "requests", retention_s) if entry.stat().st_size],
+        "outputs": list(_old(paths.outputs, stray_s)),
+        "swarms": [] if live else list(_old(paths.shm / "swarms", retention_s)),
+        "inboxes": list(_old(paths.shm / "inboxes", stray_s)),
+    }
+    found["inboxes"] = [entry for entry in found["inboxes"] if entry.name not in swarms]
+    return found
+
+
+def size_bytes(entry: Path) -> int:
+    """The bytes of a file, or of all files below a folder; 0 for what is gone."""
+    total = 0
+    for path in [entry, *(entry.rglob("*") if entry.is_dir() else ())]:
+        with suppress(OSError):
+            status = path.lstat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
+
+
 def _old(folder: Path, age_s: float) -> Iterator[Path]:
     if not folder.is_dir() or folder.is_symlink():
         return
@@ -105,8 +130,9 @@ def _free(lock: Path) -> bool:
     return True
 
 
-def kill_orphans(paths: Paths) -> int:
-    """Kill what an agent command left when its worker died and no spawner was there to do it."""
+def kill_orphans(paths: Paths, *, check: bool = False) -> int:
+    """Kill what an agent command left when its worker died and no spawner was there to do it; how many.
+    With `check` they are only counted."""
     killed = 0
     root = os.fsencode(paths.root)
     for entry in Path("/proc").iterdir():
@@ -121,7 +147,8 @@ def kill_orphans(paths: Paths) -> int:
                 continue  # not an agent's, another installation's, or it left its session on purpose
             if lives(worker):
                 continue
-            os.kill(int(entry.name), signal.SIGKILL)
+            if not check:
+                os.kill(int(entry.name), signal.SIGKILL)
             killed += 1
         except (OSError, ValueError):
             continue

@@ -157,8 +157,10 @@ class Running:
         def begun(at_s: float) -> None:
             if team.epoch == epoch and not team.begun_s and not stand_in:
                 team.begun_s = at_s
+            self._fleet.served(begun_.swarm_id, plan.team)
 
         def done(outcome: TeamOutcome) -> None:
+            self._fleet.served(begun_.swarm_id, plan.team)
             if stand_in and outcome.started:
                 team.begun_s = team.begun_s or outcome.last_ack_s  # some coordinator had taken it
             if order.kept and stand_in:  # the team itself is not here

@@ -164,7 +164,7 @@ class Swarms:
         for swarm in self.all:
             for team in swarm.teams:
                 if self._fleet.placed(swarm.swarm_id, team.team) is None:
-                    self._open(swarm, team, _nobody)
+                    self._open(swarm, team, self._served(swarm, team))
         for swarm in [swarm for swarm in self._swarms.values() if swarm.ending]:
             self._close_lost(swarm)
 
@@ -181,11 +181,14 @@ class Swarms:
 
     def _move(self, swarm: KeptSwarm, team: TeamPlan, target: int) -> None:
         def moved() -> None:
-            self._open(swarm, team, _nobody)
+            self._open(swarm, team, self._served(swarm, team))
             self._moved(swarm.swarm_id, team.team)
             log("team moved", swarm_id=swarm.swarm_id, team=team.team, coordinator=target)
 
         self._fleet.move(swarm.swarm_id, team.team, target, moved)
+
+    def _served(self, swarm: KeptSwarm, team: TeamPlan) -> Callable[[int], None]:
+        return lambda _live: self._fleet.served(swarm.swarm_id, team.team)
 
     # Requests
 

@@ -18,6 +18,7 @@ KINDS = (
     "started", "deployed", "flipped", "smoked", "verdict", "holding", "rolled_back", "failed",
     "locked", "unlocked", "override", "imported", "attested", "incident", "learned",
     "escalated", "watch", "outcome", "rehearsed",
+    "trial", "failover", "capacity", "cleaned", "soaked", "stressed",
 )  # fmt: skip
 NO_HASH = "0" * 64
 _FIELDS = frozenset(

@@ -31,7 +31,8 @@ class LoadReport:
     refusal, an error, or in which no agent is done; `partial` those in which not every agent is.
     `retries` counts requests sent again since their connection had failed, `refused_connections` those
     of them that nobody had accepted.
-    Times are in ms, by ordered version; shares in %, of the requests inside the split.
+    Times are in ms, by ordered version; shares in %, of the requests inside the split. `delivery_rate_pct`
+    is the mean over answers of the ordered version's; None without any.
     """
 
     planned: int
@@ -52,6 +53,7 @@ class LoadReport:
     by_served: Mapping[str, int]
     fallbacks: int
     over_capacity: int
+    delivery_rate_pct: float | None
     observed_share_pct: float | None
     expected_share_pct: float | None
     generations: Mapping[str, Mapping[str, Any]]
@@ -80,6 +82,7 @@ class Account:
     _ordered_pct: dict[int, float] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
     _latest_s: float = 0.0
+    _delivery_pct: float = 0.0
 
     def open(self, task_id: str, *, late_s: float) -> None:
         """A request is about to be sent, `late_s` after it was due."""
@@ -183,6 +186,7 @@ class Account:
             by_served=dict(self._served),
             fallbacks=self._counts["fallbacks"],
             over_capacity=self._counts["over_capacity"],
+            delivery_rate_pct=self._delivery(),
             observed_share_pct=observed,
             expected_share_pct=expected,
             generations={
@@ -205,12 +209,20 @@ class Account:
         self._ordered[ordered] += 1
         self._served[str(answer.get("served", "unknown"))] += 1
         self._counts["fallbacks"] += answer.get("fallback") is not None
+        rate_pct = (answer.get("coordination") or {}).get("delivery_rate_pct")
+        if isinstance(rate_pct, int | float):
+            self._delivery_pct += rate_pct
+            self._counts["delivery"] += 1
         if latency_s is not None:
             self._latencies_s[ordered].append(latency_s)
         if answer.get("reason") == "over_capacity":
             self._counts["over_capacity"] += 1
         elif isinstance(answer.get("generation"), int):
             self._by_generation[answer["generation"]][ordered] += 1
+
+    def _delivery(self) -> float | None:
+        count = self._counts["delivery"]
+        return round(self._delivery_pct / count, 3) if count else None
 
     def _shares(self) -> tuple[float | None, float | None]:
         """V2's share as observed, and as the generations ordered it, weighted by their requests;

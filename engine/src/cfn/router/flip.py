@@ -82,10 +82,10 @@ def _checked(name: str, value: str) -> str:
 def apply(path: Path, order: Order, *, check: bool) -> Plan:
     """Make the order's change to the file, unless `check`. Orders at the same time come one after the
     other. Blocks for that, shortly."""
-    with _locked(path):
+    with locked(path):
         made = plan(_read(path), order, source=str(path))
         if made.text is not None and not check:
-            _replace(path, made.text)
+            replace_file(path, made.text)
     return made
 
 
@@ -103,7 +103,7 @@ def flip(path: Path, order: Order, router: RouterClient, *, check: bool, wait_s:
         config = config_in_force(path, seen)
         done = Plan(before=config, after=config, text=None)
     else:
-        with _locked(path):
+        with locked(path):
             done = plan(_read(path), order, source=str(path))
             _refuse_to_override(done, order, seen)
             if order.breaker and not check:
@@ -111,7 +111,7 @@ def flip(path: Path, order: Order, router: RouterClient, *, check: bool, wait_s:
                     "changed"
                 ]
             if done.text is not None and not check:
-                _replace(path, done.text)
+                replace_file(path, done.text)
     if check and order.breaker:
         breaker_moved = (order.breaker == "closed") != (_breaker(seen).get("state", "closed") == "closed")
     acting = not order.reads_only and not check
@@ -243,7 +243,7 @@ def _read(path: Path) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Two flips at once would lose one of them, and the epoch is compared under the same lock."""
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -256,7 +256,7 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Replace the file in one step, durably, with the owner and mode that it has."""
     target = path.resolve()
     status = target.stat()
