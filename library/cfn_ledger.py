@@ -43,6 +43,11 @@ options:
     description: How many records to read.
     type: int
     default: 20
+  kinds:
+    description: Read only records of these kinds; all if empty.
+    type: list
+    elements: str
+    default: []
   head:
     description: C(sequence) and C(hash) of a record, as returned in C(record).
     type: dict
@@ -154,6 +159,7 @@ def main() -> None:
             "actor": {"type": "str"},
             "data": {"type": "dict", "default": {}},
             "last": {"type": "int", "default": 20},
+            "kinds": {"type": "list", "elements": "str", "default": []},
             "head": {"type": "dict"},
             "anchors": {"type": "dict", "default": {}},
         },
@@ -182,7 +188,8 @@ def main() -> None:
         exported = run_cfn(module, ["ledger", "export", "--stage", parameters["stage"]])
         del exported["rc"]
         module.exit_json(changed=False, export=exported)
-    shown = run_cfn(module, ["ledger", "show", "--json", "--last", str(parameters["last"])])
+    kinds = [word for kind in parameters["kinds"] for word in ("--kind", kind)]
+    shown = run_cfn(module, ["ledger", "show", "--json", "--last", str(parameters["last"]), *kinds])
     module.exit_json(changed=False, records=shown["records"])
 
 

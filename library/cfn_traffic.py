@@ -23,6 +23,12 @@ options:
   percent:
     description: Share of requests that V2 serves, 0 to 100, with at most two decimals.
     type: str
+  v1_enabled:
+    description:
+      - False is V1's end. V2 at 100 % serves everything, nothing falls back, and what is under way from
+        before is waited for, since it may still call V1 in.
+      - True, with C(version) V1 or without, has V1 there again.
+    type: bool
   epoch:
     description: Number of the change; every change of an environment has a higher one.
     type: int
@@ -75,8 +81,8 @@ EXAMPLES = r"""
 RETURN = r"""
 before:
   description: >-
-    C(version), C(traffic_pct), C(epoch), C(generation) and C(breaker) before; generation and breaker
-    are null where no router answers.
+    C(version), C(traffic_pct), C(epoch), C(v1_enabled), C(generation) and C(breaker) before; generation
+    and breaker are null where no router answers.
   returned: always
   type: dict
 after:
@@ -108,13 +114,21 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.cfn_command import installed, run_cfn
 
-NOTHING = {"version": "v1", "traffic_pct": 0, "epoch": 0, "generation": None, "breaker": None}
+NOTHING = {
+    "version": "v1",
+    "traffic_pct": 0,
+    "epoch": 0,
+    "v1_enabled": True,
+    "generation": None,
+    "breaker": None,
+}
 
 
 def as_yaml(state: dict[str, Any]) -> str:
     """The part of a state that an operator orders, for the diff."""
     # A release from before the breaker says nothing of one.
-    return "".join(f"{name}: {state.get(name)}\n" for name in ("version", "traffic_pct", "epoch", "breaker"))
+    parts = ("version", "traffic_pct", "epoch", "v1_enabled", "breaker")
+    return "".join(f"{name}: {state.get(name)}\n" for name in parts)
 
 
 def predicted(module: AnsibleModule) -> dict[str, Any]:
@@ -137,6 +151,7 @@ def main() -> None:
         argument_spec={
             "version": {"type": "str", "choices": ["v1", "v2"]},
             "percent": {"type": "str"},
+            "v1_enabled": {"type": "bool"},
             "epoch": {"type": "int"},
             "breaker": {"type": "str", "choices": ["open", "closed"]},
             "breaker_reason": {"type": "str"},
@@ -146,7 +161,7 @@ def main() -> None:
         required_by={"breaker": ["breaker_reason"]},
         supports_check_mode=True,
     )
-    reading = all(module.params[option] is None for option in ("version", "percent", "breaker"))
+    reading = all(module.params[option] is None for option in ("version", "percent", "v1_enabled", "breaker"))
     if not installed() and (reading or module.check_mode):
         result = predicted(module)
     else:
@@ -154,10 +169,14 @@ def main() -> None:
         for option in ("version", "percent", "epoch", "breaker"):
             if module.params[option] is not None:
                 arguments += [f"--{option}", str(module.params[option])]
+        if module.params["v1_enabled"] is not None:
+            arguments += ["--v1", "enabled" if module.params["v1_enabled"] else "disabled"]
         if module.params["breaker"] is not None:
             arguments += ["--reason", module.params["breaker_reason"]]
             arguments += ["--by", module.params["breaker_by"]] if module.params["breaker_by"] else []
         result = run_cfn(module, arguments + (["--check"] if module.check_mode else []))
+    for state in (result["before"], result["after"]):
+        state.setdefault("v1_enabled", True)  # a release that knows no end of V1
     v1 = result.get("v1", {})
     if result["after"]["version"] == "v1" and v1.get("bears_all") is False:
         module.warn(

@@ -127,7 +127,7 @@ def _step_name(table: Mapping[str, Any], stage: str, kind: str, traffic: object)
     """The name of the step in force, or its percentage where that belongs to another stage."""
     try:
         return str(step(table, stage, kind, traffic)["name"])
-    except AnsibleFilterError:
+    except (AnsibleFilterError, KeyError):  # the whole rollout moves no traffic of its own
         return str(traffic)
 
 

@@ -42,12 +42,12 @@ DRIFT = (
 
 
 @contextmanager
-def loaded(lab: Lab) -> Iterator[dict[str, Any]]:
+def loaded(lab: Lab, load: str = LOAD) -> Iterator[dict[str, Any]]:
     """A load on both routers while the block runs; afterwards its accounts, by host."""
     reports: dict[str, Any] = {}
     unit = "systemd-run --quiet --pipe --wait --collect --unit=cfn-load.service --uid=cfn --gid=cfn"
     with ThreadPoolExecutor() as pool:
-        futures = {host: pool.submit(lab.run, host, f"{unit} {CFN} {LOAD}", check=False) for host in HOSTS}
+        futures = {host: pool.submit(lab.run, host, f"{unit} {CFN} {load}", check=False) for host in HOSTS}
         try:
             time.sleep(1)
             yield reports

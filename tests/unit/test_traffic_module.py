@@ -46,6 +46,19 @@ def test_options_become_arguments_and_the_breaker_shows_in_the_diff(
     assert "breaker: closed" in result["diff"]["after"]
 
 
+def test_v1s_end_is_ordered_and_shows_in_the_diff(command: Path, run_module: RunModule) -> None:
+    answer(command, before=STATE | {"v1_enabled": True}, after=STATE | {"v1_enabled": False})
+    result = run_module("cfn_traffic", v1_enabled=False, epoch=8, wait_s=60)
+    assert words(command) == ["traffic", "--json", "--wait-s", "60.0", "--epoch", "8", "--v1", "disabled"]
+    assert "v1_enabled: True" in result["diff"]["before"]
+    assert "v1_enabled: False" in result["diff"]["after"]
+
+
+def test_a_release_that_knows_no_end_of_v1_has_it(command: Path, run_module: RunModule) -> None:
+    answer(command)
+    assert run_module("cfn_traffic")["before"]["v1_enabled"] is True
+
+
 def test_check_mode_asks_the_command_to_predict(command: Path, run_module: RunModule) -> None:
     answer(command)
     run_module("cfn_traffic", check_mode=True, version="v2", percent="5")

@@ -220,6 +220,20 @@ def test_the_newest_come_first_and_are_held_against_one_another(tmp_path: Path) 
         next(newest)
 
 
+def test_records_of_some_kinds_are_shown_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = LedgerStore(tmp_path, lambda _: None)
+    for number, kind in enumerate(("archived", "flipped", "decommissioned", "flipped", "restored")):
+        store.append(entry(number, kind=kind))
+    kinds = ["--kind", "archived", "--kind", "restored"]
+    assert main(["--folder", str(tmp_path), "show", "--json", "--last", "9", *kinds]) == 0
+    assert [each["kind"] for each in json.loads(capsys.readouterr().out)["records"]] == [
+        "archived",
+        "restored",
+    ]
+    assert main(["--folder", str(tmp_path), "show", "--json", "--last", "1", *kinds]) == 0
+    assert [each["kind"] for each in json.loads(capsys.readouterr().out)["records"]] == ["restored"]
+
+
 def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled(tmp_path)
     before = store.path.read_bytes()

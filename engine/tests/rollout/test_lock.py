@@ -58,6 +58,13 @@ def test_a_way_back_that_is_told_late_ends_only_what_was_locked_before_it(
     assert (holder(story, 2) is not None) is held_still
 
 
+@pytest.mark.parametrize("kind", ["rolled_back", "restored"])
+def test_a_way_back_ends_the_lock_that_it_finds(story: Story, kind: str) -> None:
+    lock(story, 0)
+    story.tell(1, kind, "stage1", {"text": "V1 serves"})
+    assert holder(story, 1) is None
+
+
 @pytest.mark.parametrize(
     ("changes", "hour"),
     [

@@ -112,6 +112,38 @@ def test_a_pass_that_is_not_of_this_step_does_not_count(
     assert words in "; ".join(decision.reasons)
 
 
+def test_v1_does_not_end_after_13_days_and_it_is_said_when_it_may(story: Story) -> None:
+    story.verdict(
+        13 * 24, "epic", "100", "INCONCLUSIVE",
+        reasons=["capacity: the window is not full", "delivery_rate: the window is not full"],
+        ask_again_at="2026-01-19T00:00:00.000Z",
+    )  # fmt: skip
+    refused = decide(story, asked("decommission", 100, 13 * 24))
+    assert not refused.allowed
+    for words in (
+        "epic at 100 % has no PASS in this ledger; its last verdict is INCONCLUSIVE (2026-01-18T",
+        "its window is full at 2026-01-19T00:00:00.000Z): capacity: the window is not full, and 1 more",
+    ):
+        assert words in refused.reasons[0]
+    answered = decide(
+        story, asked("decommission", 100, 13 * 24, override_by="ann", override_reason="moving house")
+    )
+    assert answered.allowed
+    assert answered.override is not None
+    assert answered.override["overridden"] == refused.reasons
+
+
+@pytest.mark.parametrize(("traffic", "void"), [("v1", True), ("keep", False)])
+def test_a_v1_that_was_restored_ends_again_only_after_two_more_weeks(
+    story: Story, traffic: str, void: bool
+) -> None:
+    story.verdict(0, "epic", "100", "PASS")
+    story.tell(1, "restored", "decommission", {"traffic": traffic, "proved": ["one"]})
+    found = decide(story, asked("decommission", 100, 2))
+    assert found.allowed is not void
+    assert any("voided by the restoration of V1 of decommission" in each for each in found.reasons) is void
+
+
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 @pytest.mark.parametrize("how", ["FAIL", "rollback"])
 def test_a_setback_voids_the_passes_before_it(story: Story, stage: str, how: str) -> None:

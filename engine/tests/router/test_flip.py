@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cfn.errors import ConfigError, NotRunningError, RefusedError, UsageError
+from cfn.errors import CfnError, ConfigError, NotRunningError, RefusedError, UsageError
 from cfn.load.plan import LoadPlan
 from cfn.load.stream import run_async
 from cfn.paths import Paths
@@ -84,7 +84,14 @@ async def test_flip_confirm_repeat_and_check(start_router: StartRouter, tree: Pa
     os.chown(tree.config, 12, 34)
     done = await do_flip(tree, Order(version="v2", percent="25", epoch=3))
     assert (done["changed"], done["confirmed"]) == (True, True)
-    before = {"version": "v2", "traffic_pct": 100, "epoch": 0, "generation": 1, "breaker": "closed"}
+    before = {
+        "version": "v2",
+        "traffic_pct": 100,
+        "epoch": 0,
+        "v1_enabled": True,
+        "generation": 1,
+        "breaker": "closed",
+    }
     assert done["before"] == before
     assert done["after"] == before | {"traffic_pct": 25, "epoch": 3, "generation": 2}
     assert done["seconds"] < 1
@@ -147,6 +154,43 @@ async def test_a_task_keeps_the_generation_it_was_routed_under(
     _, answer = await asked
     assert (answer["generation"], answer["ordered"], answer["served"]) == (1, "v2", "v2")
     assert caller.events()[0]["generation"] == 1
+
+
+async def test_v1_ends_when_nothing_under_way_may_call_it_and_comes_back_with_the_traffic(
+    start_router: StartRouter, tree: Paths, conductor: FakeConductor
+) -> None:
+    caller = await start_router()
+    conductor.end_s = 0.5
+    asked = asyncio.create_task(caller.post(task_id="t", agents=1))
+    await asyncio.sleep(0.1)
+    client = RouterClient(f"unix:{tree.router_socket}")
+    ending = Order(v1_enabled=False, epoch=3)
+    with pytest.raises(CfnError, match="1 coordinations from before are still under way"):
+        await asyncio.to_thread(flip, tree.config, ending, client, check=False, wait_s=0.1)
+    assert not asked.done()
+    ended = await do_flip(tree, ending)  # it waits
+    assert (ended["changed"], ended["confirmed"], ended["after"]["v1_enabled"]) == (False, True, False)
+    assert asked.done()
+    _, status = await caller.get("/status")
+    assert (status["v1"]["enabled"], status["earlier_in_flight"]) == (False, 0)
+
+    with pytest.raises(ConfigError, match="restore V1 first"):
+        await do_flip(tree, Order(version="v1", epoch=4))
+    with pytest.raises(RefusedError, match="epoch 2 is refused"):
+        await do_flip(tree, Order(v1_enabled=True, epoch=2))
+
+    back = await do_flip(tree, Order(v1_enabled=True, version="v1", epoch=4))
+    assert (back["after"]["version"], back["after"]["v1_enabled"]) == ("v1", True)
+
+
+@pytest.mark.usefixtures("conductor")
+async def test_v1_does_not_end_below_all_of_the_traffic(start_router: StartRouter, tree: Paths) -> None:
+    await start_router()
+    await do_flip(tree, Order(percent="75", epoch=1))
+    text = tree.config.read_text()
+    with pytest.raises(ConfigError, match="CFN_TRAFFIC_PERCENTAGE=100 is allowed"):
+        await do_flip(tree, Order(v1_enabled=False, epoch=2))
+    assert tree.config.read_text() == text
 
 
 @pytest.mark.usefixtures("conductor")

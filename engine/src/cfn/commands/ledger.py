@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 from cfn import paths
@@ -36,6 +37,9 @@ def main(argv: list[str]) -> int:
     append.add_argument("--json", action="store_true", help="print the whole record instead of one line")
     show = actions.add_parser("show", help="the last records as a table")
     show.add_argument("--last", type=int, default=20, metavar="N")
+    show.add_argument(
+        "--kind", action="append", choices=KINDS, help="only records of this kind; may be given again"
+    )
     show.add_argument("--json", action="store_true", help="whole records, oldest first")
     verify = actions.add_parser("verify", help="find any record changed, removed or put in")
     verify.add_argument("--head", default="", metavar="HASH", help="a head that was kept elsewhere")
@@ -88,7 +92,11 @@ def _append(store: LedgerStore, options: argparse.Namespace) -> int:
 def _show(store: LedgerStore, options: argparse.Namespace) -> int:
     if not 1 <= options.last <= MAX_SHOWN:
         raise UsageError(f"--last {options.last} is refused: 1 to {MAX_SHOWN} is allowed")
-    records = store.records(options.last)
+    if options.kind:
+        wanted = (record for record in store.newest() if record["kind"] in options.kind)
+        records = list(islice(wanted, options.last))[::-1]
+    else:
+        records = store.records(options.last)
     print(json.dumps({"records": records}, sort_keys=True) if options.json else table(records))
     return EXIT_DONE
 

@@ -20,6 +20,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--epoch", type=int, help="number of the change; one lower than the file's is refused"
     )
+    parser.add_argument(
+        "--v1",
+        choices=("enabled", "disabled"),
+        help="disabled is V1's end: V2 serves everything, and nothing falls back",
+    )
     parser.add_argument("--breaker", choices=("open", "closed"), help="hold V1, or end that; needs --reason")
     parser.add_argument("--reason", default="", help="why the breaker is moved, for the record")
     parser.add_argument("--by", default="", help="who moves it (default: this user)")
@@ -37,6 +42,7 @@ def main(argv: list[str]) -> int:
     order = Order(
         version=options.version,
         percent=options.percent,
+        v1_enabled=None if options.v1 is None else options.v1 == "enabled",
         epoch=options.epoch,
         breaker=options.breaker,
         reason=options.reason,
@@ -53,6 +59,8 @@ def main(argv: list[str]) -> int:
         print(f" (was {before['version']} at {before['traffic_pct']} %)", end="")
     if after["breaker"] not in (None, "closed") or before["breaker"] != after["breaker"]:
         print(f", breaker {after['breaker']}", end="")
+    if not after["v1_enabled"]:
+        print(", without V1", end="")
     if options.check:
         print(", predicted" if result["changed"] else ", nothing to change")
     elif result["confirmed"]:

@@ -19,6 +19,7 @@ KINDS = (
     "locked", "unlocked", "override", "imported", "attested", "incident", "learned",
     "escalated", "watch", "outcome", "rehearsed",
     "trial", "failover", "capacity", "cleaned", "soaked", "stressed",
+    "archived", "decommissioned", "restored",
 )  # fmt: skip
 NO_HASH = "0" * 64
 _FIELDS = frozenset(

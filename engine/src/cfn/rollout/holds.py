@@ -52,6 +52,9 @@ def _on_v2(records: Sequence[Record]) -> dict[str, int]:
     for record in records:
         if record["kind"] == "rolled_back":
             found = {}
+        elif record["kind"] == "restored" and record["data"]["traffic"] == "v1":
+            for host in record["data"]["proved"]:
+                found.pop(host, None)
         elif record["kind"] in ("flipped", "failed"):
             for host, state in (record["data"].get("hosts") or {}).items():
                 version = (state.get("after") or state).get("version")

@@ -2,7 +2,7 @@
 
 It is held by a run, for a lease: a controller that died leaves a lock that ends by itself, and one on
 the same machine can see at once that it died. A rollback needs no lock, and ends the one it finds: a
-way back that waits is none.
+way back that waits is none. V1's restoration is one.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from cfn.metrics import checks
 from cfn.metrics.times import format_ms, parse_ms
 
 LEASE_S = 7_200
-_ENDING = ("unlocked", "rolled_back")
+_ENDING = ("unlocked", "rolled_back", "restored")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

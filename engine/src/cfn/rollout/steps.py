@@ -223,15 +223,18 @@ def _previous_step(asked: Asked) -> Step | None:
 
 
 def setback(record: Record) -> bool:
-    """Whether a record voids what its stage has reached: a FAIL, or a rollback."""
+    """Whether a record voids what its stage has reached: a FAIL, a rollback, or V1 restored and in
+    charge again."""
     kind: str = record["kind"]
+    if kind == "restored":
+        return record["data"].get("traffic") == "v1"
     return kind == "rolled_back" or (
         kind == "verdict" and str(record["data"]["verdict"]["verdict"]) == "FAIL"
     )
 
 
 def _what(record: Record) -> str:
-    word = "rollback" if record["kind"] == "rolled_back" else "FAIL"
+    word = {"rolled_back": "rollback", "restored": "restoration of V1"}.get(record["kind"], "FAIL")
     return f"the {word} of {record['stage']} at {record['time']} (record {record['sequence']})"
 
 
@@ -259,7 +262,7 @@ def _need_previous(
     ]
     passes = [each for each in verdicts if each["verdict"] == "PASS"]
     if not passes:
-        last = f"; its last verdict is {verdicts[-1]['verdict']}" if verdicts else ""
+        last = f"; its last verdict is {_in_words(verdicts[-1])}" if verdicts else ""
         decision.reasons.append(f"{name} has no PASS in this ledger{last}")
         return
     last_pass = passes[-1]
@@ -270,6 +273,16 @@ def _need_previous(
     decision.reasons += [f"{cited} does not count: {problem}" for problem in problems]
     if not problems:
         decision.because.append(cited)
+
+
+def _in_words(verdict: Mapping[str, Any]) -> str:
+    """A verdict, since when it has evidence, when there is enough of it, and its first reason."""
+    reasons = verdict.get("reasons") or [""]
+    more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+    again = verdict.get("ask_again_at")
+    full = f"; its window is full at {again}" if again else ""
+    when = f"{verdict['time']}, of evidence since {verdict['since']}{full}"
+    return f"{verdict['verdict']} ({when}): {reasons[0]}{more}"
 
 
 def _need_staging(

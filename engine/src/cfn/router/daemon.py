@@ -193,6 +193,7 @@ class Router:
             "max_agents": generation.config.max_agents,
             "config_problem": self.config_problem,
             **self.service.stats.as_json(),
+            "earlier_in_flight": self.service.earlier_in_flight,
             "v1": {
                 "enabled": generation.config.v1_enabled,
                 "running": v1.gate.running,

@@ -23,10 +23,12 @@ _RESTART_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What is ordered; None leaves that part as it is. `reason` and `by` go with `breaker`."""
+    """What is ordered; None leaves that part as it is. `v1_enabled` False is V1's end: V2 serves everything
+    and nothing falls back. `reason` and `by` go with `breaker`."""
 
     version: str | None = None
     percent: str | None = None
+    v1_enabled: bool | None = None
     epoch: int | None = None
     breaker: Literal["open", "closed"] | None = None
     reason: str = ""
@@ -35,7 +37,8 @@ class Order:
     @property
     def reads_only(self) -> bool:
         """Whether nothing is ordered."""
-        return self.version is None and self.percent is None and self.breaker is None
+        parts = (self.version, self.percent, self.v1_enabled, self.breaker)
+        return all(part is None for part in parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,7 @@ def plan(text: str, order: Order, *, source: str) -> Plan:
     changes = {
         "CFN_COORDINATION_VERSION": order.version,
         "CFN_TRAFFIC_PERCENTAGE": order.percent,
+        "CFN_V1_ENABLED": None if order.v1_enabled is None else as_text(order.v1_enabled),
     }
     wanted = {name: _checked(name, value) for name, value in changes.items() if value is not None}
     fields = {key.name: key.field for key in KEYS}
@@ -92,9 +96,10 @@ def apply(path: Path, order: Order, *, check: bool) -> Plan:
 def flip(path: Path, order: Order, router: RouterClient, *, check: bool, wait_s: float) -> dict[str, Any]:
     """Read, or change and confirm. Returns what `cfn traffic --json` prints.
 
-    Blocks until the router reports the ordered version and percentage, at most `wait_s`. Raises
-    NotRunningError if no router answers (the file is changed nevertheless, and holds from the
-    router's start) and CfnError if it answers but does not follow.
+    Blocks until the router reports the ordered version and percentage, and where V1 was disabled until
+    nothing is under way that may still call it in; at most `wait_s`. Raises NotRunningError if no router
+    answers (the file is changed nevertheless, and holds from the router's start) and CfnError if it
+    answers but does not follow.
     """
     seen = _ask(router)
     began_s = time.monotonic()
@@ -179,6 +184,7 @@ def config_in_force(path: Path, status: dict[str, Any] | None) -> Config:
                 coordination_version=status["version"],
                 traffic_pct=Decimal(str(status["traffic_pct"])),
                 epoch=status["epoch"],
+                v1_enabled=status.get("v1", {}).get("enabled", True),
             )
         if path.exists():
             raise
@@ -190,6 +196,7 @@ def _state(config: Config, status: dict[str, Any] | None) -> dict[str, Any]:
         "version": config.coordination_version,
         "traffic_pct": as_number(float(config.traffic_pct)),
         "epoch": config.epoch,
+        "v1_enabled": config.v1_enabled,
         "generation": status["generation"] if status and _reports(status, config) else None,
         "breaker": _breaker(status).get("state"),
     }
@@ -200,7 +207,14 @@ def _reports(status: dict[str, Any] | None, config: Config) -> bool:
         status.get("version") == config.coordination_version
         and Decimal(str(status.get("traffic_pct"))) == config.traffic_pct
         and status.get("epoch") == config.epoch
+        # A release from before its end could be ordered says nothing of V1, and has it.
+        and status.get("v1", {}).get("enabled", True) == config.v1_enabled
     )
+
+
+def _may_call_v1(status: dict[str, Any], config: Config) -> int:
+    """How many coordinations are under way that were routed while V1 was there, once it is not."""
+    return 0 if config.v1_enabled else int(status.get("earlier_in_flight", 0))
 
 
 def _confirm(config: Config, router: RouterClient, ends_s: float, *, changed: bool) -> dict[str, Any]:
@@ -210,7 +224,7 @@ def _confirm(config: Config, router: RouterClient, ends_s: float, *, changed: bo
     while True:
         try:
             status, problem = router.get("/status")[1], None
-            if _reports(status, config):
+            if _reports(status, config) and not _may_call_v1(status, config):
                 return status
         except NotRunningError as error:  # it may be in the middle of a restart
             problem = error
@@ -221,6 +235,11 @@ def _confirm(config: Config, router: RouterClient, ends_s: float, *, changed: bo
     written = f"the configuration {'now ' if changed else ''}says {share}, and holds from the router's start"
     if problem is not None:
         raise NotRunningError(f"{problem}; {written}")
+    if _reports(status, config):
+        raise CfnError(
+            f"{share} without V1 is in force, and {_may_call_v1(status, config)} coordinations from before "
+            "are still under way, which may call V1 in: leave V1 where it is, and order the same again"
+        )
     raise CfnError(
         f"the router at {router.address} still runs generation {status.get('generation')} "
         f"({status.get('version')} at {status.get('traffic_pct')} %, epoch {status.get('epoch')}): "

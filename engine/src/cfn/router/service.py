@@ -128,6 +128,12 @@ class Service:
                 return Answer(json.dumps({"task_id": task_id, "state": "running"}).encode(), 202)
         return Answer(kept) if kept is not None else None
 
+    @property
+    def earlier_in_flight(self) -> int:
+        """Tasks under way that were routed under an earlier generation, and keep to it."""
+        now = self.generation.number
+        return sum(running.job.generation != now for running in self._running.values())
+
     def resume(self) -> None:
         """Take up what the router's last process left open. Nothing of it is started again: its ids
         are under way from here on, and what V1 was running is unknown."""
