@@ -65,7 +65,6 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.cfn_command import run_cfn
 
-
 ROOM_WITHIN_S = 15.0
 
 
