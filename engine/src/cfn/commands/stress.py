@@ -7,7 +7,7 @@ import sys
 from typing import Any, NoReturn
 
 from cfn import paths
-from cfn.errors import EXIT_DONE, EXIT_FAILED, CfnError, UsageError
+from cfn.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from cfn.operate import checks
 from cfn.operate.stress import ADVICE, COUNTS, STRESSES, clean, stress
 
@@ -30,7 +30,11 @@ def main(argv: list[str]) -> int:
     # Its end by systemd, too, is to end what it began.
     signal.signal(signal.SIGTERM, _ended)
     bounds, limits = _read()
-    figures = stress(here, options.scenario, bounds)
+    try:
+        figures = stress(here, options.scenario, bounds)
+    except SystemExit:  # at any moment, also while a swarm was being ended
+        clean(here)
+        raise
     held = {name: found for name, found in figures.items() if name not in COUNTS}
     result = {
         "stress": options.scenario,
@@ -51,4 +55,5 @@ def _read() -> tuple[dict[str, float], dict[str, checks.Limit]]:
 
 
 def _ended(*_: object) -> NoReturn:
-    raise CfnError("it was ended before its time")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit("cfn stress: it was ended before its time")  # no CfnError, which is handled on the way
