@@ -113,6 +113,13 @@ def archives(hosts: Iterable[str], hostvars: Hostvars) -> dict[str, Any]:
     return {host: {name: each[name] for name in ("name", "sha256", "files")} for host, each in made.items()}
 
 
+def archive_of(host: str, hostvars: Hostvars, plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Name and digest of a host's archive: of this run, or of the one that it goes on from."""
+    own = host in plan["archive"]
+    found: Mapping[str, Any] = hostvars[host]["v1_archived"] if own else plan["standing"]["archives"][host]
+    return found
+
+
 def end_text(archived: Mapping[str, Any], folder: str, plan: Mapping[str, Any] | None = None) -> str:
     """How it stands after V1's end: where its archives are, and what brings it back. With the `plan` of a run
     that had nothing to do, since when."""
@@ -145,6 +152,12 @@ def restore_text(result: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
     return (
         f"{result['text']}\nNOT RECORDED: {_one_line(recorded.get('msg', 'the control host has no ledger'))}"
     )
+
+
+def made(archived: Mapping[str, Any], folder: str) -> dict[str, str]:
+    """The archive that a rehearsal has just made, as `source` names one."""
+    file = f"{folder}/{archived['name']}"
+    return {"file": file, "sha256": archived["sha256"], "from": "this run", "problem": ""}
 
 
 def source(host: str, ledger: Mapping[str, Any], folder: str, asked: str) -> dict[str, str]:
@@ -270,9 +283,11 @@ class FilterModule:
             "cfn_v1_end_plan": end_plan,
             "cfn_v1_end_epoch": end_epoch,
             "cfn_v1_archives": archives,
+            "cfn_v1_archive_of": archive_of,
             "cfn_v1_end_text": end_text,
             "cfn_v1_attested": attested,
             "cfn_v1_restore_text": restore_text,
+            "cfn_v1_made": made,
             "cfn_v1_source": source,
             "cfn_v1_source_problems": source_problems,
             "cfn_v1_restore_epoch": restore_epoch,

@@ -18,6 +18,7 @@ from tests.end_to_end.conftest import CFN, Lab, make_lab
 pytestmark = pytest.mark.lab
 
 HOSTS = ("one", "two")
+REFUSED = 20
 OVERRIDE = ("-e", "override_by=ann", "-e", "override_reason=test")
 
 
@@ -59,7 +60,7 @@ def test_below_all_of_the_traffic_every_host_is_named_and_nothing_changed(
     ended: Lab, arguments: tuple[str, ...]
 ) -> None:
     played = ended.play("decommission_v1.yml", *arguments, *OVERRIDE)
-    assert played.returncode != 0
+    assert played.returncode == REFUSED
     for host in HOSTS:
         assert f"{host}: it runs v2 at 10 %; V2 at 100 % is required" in words(played.output)
     assert played.changed == 0
@@ -72,7 +73,7 @@ def test_before_two_weeks_it_says_what_is_missing(ended: Lab, arguments: tuple[s
         ended.run(host, f"{CFN} traffic --version v2 --percent 100 --epoch 50")
     assert ended.play("gate.yml", "-e", "stage=epic").returncode != 0
     played = ended.play("decommission_v1.yml", *arguments)
-    assert played.returncode != 0
+    assert played.returncode == REFUSED
     said = words(played.output)
     assert "epic at 100 % has no PASS in this ledger; its last verdict is INCONCLUSIVE" in said
     assert "its window is full at" in said
@@ -149,7 +150,7 @@ def test_a_damaged_archive_is_refused_before_anything_is_touched(
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     played = ended.play("restore_v1.yml", *arguments, "-e", f"archive={damaged}")
-    assert played.returncode != 0
+    assert played.returncode == REFUSED
     said = words(played.output)
     assert f"{damaged} is damaged: its SHA-256 is " in said
     assert f"expected {kept['sha256']}" in said
@@ -157,7 +158,7 @@ def test_a_damaged_archive_is_refused_before_anything_is_touched(
     assert not any(v1_there(ended, host) for host in HOSTS)
     for wrong in (("archive=/no/such/file",), ("traffic=75",)):
         refused = ended.play("restore_v1.yml", *arguments, "-e", *wrong)
-        assert refused.returncode != 0
+        assert refused.returncode == REFUSED
         assert "Nothing was touched" in words(refused.output)
 
 

@@ -10,7 +10,11 @@ from plugins.filter import cfn_v1 as filters
 
 PATHS = ["/opt/cfn-v1"]
 COMMAND = "/opt/cfn-v1/bin/coordinate"
-ARCHIVE = {"name": "v1-one-0123456789ab.tar.gz", "sha256": "0123456789ab" + "0" * 52, "files": 3}
+ARCHIVE: dict[str, Any] = {
+    "name": "v1-one-0123456789ab.tar.gz",
+    "sha256": "0123456789ab" + "0" * 52,
+    "files": 3,
+}
 STATUS: dict[str, Any] = {
     "version": "v2", "traffic_pct": 100, "epoch": 7, "v1_enabled": True, "release": "r1",
     "engine": "running", "router": "running", "config_problem": "", "breaker": {"state": "closed"},
@@ -137,8 +141,12 @@ def outcome(hostvars: dict[str, Any], now_s: float, **asked: Any) -> dict[str, A
 
 def test_how_the_restoration_went() -> None:
     source = {"file": f"/kept/{ARCHIVE['name']}", "sha256": ARCHIVE["sha256"]}
-    good = {"restore_status": {"installed": True}, "restore_proved": True, "v1_retrieved_s": 1010.0,
-            "v1_source": source}  # fmt: skip
+    good: dict[str, Any] = {
+        "restore_status": {"installed": True},
+        "restore_proved": True,
+        "v1_retrieved_s": 1010.0,
+        "v1_source": source,
+    }
     hosts = {
         "one": good,
         "fresh": good | {"restore_status": {"installed": False}},

@@ -227,7 +227,7 @@ def setback(record: Record) -> bool:
     charge again."""
     kind: str = record["kind"]
     if kind == "restored":
-        return record["data"].get("traffic") == "v1"
+        return bool(record["data"].get("traffic") == "v1")
     return kind == "rolled_back" or (
         kind == "verdict" and str(record["data"]["verdict"]["verdict"]) == "FAIL"
     )
