@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from email.message import EmailMessage
 from pathlib import Path
@@ -46,7 +46,9 @@ def problems(hook: Hook) -> list[str]:
     return found
 
 
-def deliver(hooks: list[Hook], notice: Mapping[str, Any], timeout_s: float) -> tuple[list[str], list[str]]:
+def deliver(
+    hooks: Sequence[Hook], notice: Mapping[str, Any], timeout_s: float
+) -> tuple[list[str], list[str]]:
     """Call all of them at once: which took it, and which did not and why. Blocks as long as the longest
     timeout at most, whatever a hook does; a thread that hangs ends with the process."""
     done: queue.Queue[tuple[int, str]] = queue.Queue()

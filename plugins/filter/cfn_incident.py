@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -190,7 +190,7 @@ def untold(answer: Mapping[str, Any]) -> list[str]:
 def last_words(
     incident: Mapping[str, Any],
     back: Mapping[str, Any],
-    found: list[Mapping[str, Any]],
+    found: Sequence[Mapping[str, Any]],
     facts: Mapping[str, Any],
 ) -> str:
     """What a person reads at the end. `facts`: report, recorded, unsent, stage, watch."""

@@ -19,7 +19,14 @@ from tests.runbook_pages import Step, steps, unlike
 pytestmark = pytest.mark.lab
 
 RUNBOOKS = PROJECT / "docs/runbooks"
-ORDER = ("deployment.md", "resource-exhaustion.md", "incident-response.md", "v1-fallback.md")
+ORDER = (
+    "deployment.md",
+    "resource-exhaustion.md",
+    "coordinator-failover.md",
+    "incident-response.md",
+    "v1-fallback.md",
+    "v1-restoration.md",
+)
 
 INCONCLUSIVE = 10
 PATIENCE_S = 240  # as the page says, one waits and asks again
