@@ -103,8 +103,8 @@ def test_the_gate_never_passes_on_damaged_records(pair: Lab) -> None:
     for damage in (
         f"mv {events} {events}.kept",
         f"mv {samples} {samples}.kept; systemctl stop cfn-metrics",
-        f"cp {samples} {samples}.kept; sed -i s/[0-9]/NaN/g {samples}",
-        f"cp {events} {events}.kept; truncate -s -7 {events}; : > {samples}",
+        f"cp -p {samples} {samples}.kept; sed -i s/[0-9]/NaN/g {samples}",
+        f"cp -p {events} {events}.kept; truncate -s -7 {events}; : > {samples}",
     ):
         pair.run("two", damage)
         try:
