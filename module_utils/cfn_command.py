@@ -43,6 +43,8 @@ def run_cfn(
     try:
         result = json.loads(output)
     except ValueError:
+        if rc != 0 and errors.strip():
+            module.fail_json(msg=errors.strip(), rc=rc)
         module.fail_json(msg=f"cfn {arguments[0]} printed no JSON: {output[:200]!r} {errors[:200]!r}", rc=rc)
     if not isinstance(result, dict):
         module.fail_json(msg=f"cfn {arguments[0]} printed {type(result).__name__}, not an object", rc=rc)

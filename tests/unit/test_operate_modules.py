@@ -75,6 +75,12 @@ def test_a_failover_that_took_too_long_fails_and_says_so(command: Path, run_modu
     assert "after 31.2 s, allowed 30 s" in result["msg"]
 
 
+def test_a_command_that_fails_without_an_answer_is_quoted(command: Path, run_module: RunModule) -> None:
+    command.write_text("#!/bin/sh\necho 'cfn coordinators: systemd says no' >&2\nexit 1\n")
+    result = run_module("cfn_coordinator", state="restarted", id=3)
+    assert result["msg"] == "cfn coordinators: systemd says no"
+
+
 def test_a_number_is_needed(command: Path, run_module: RunModule) -> None:
     result = run_module("cfn_coordinator", state="drained")
     assert result["failed"]

@@ -261,7 +261,7 @@ def test_cleanup_removes_what_is_old_and_nothing_live(engine: Engine) -> None:
         time.sleep(0.01)
         cleanup = ["python3", "-m", "cfn", "cleanup", "--retention-s", "0"]
         done = subprocess.run(cleanup, env=engine.environment, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == "requests=1 outputs=1 swarms=0 inboxes=1 processes=0"
+        assert done.stdout.startswith("requests=1 outputs=1 swarms=0 inboxes=1 processes=0 freed_bytes=")
         assert engine.ask(verb="coordinate", task_id="live", agents=1)["states"]["done"] == 1
     assert engine.ask(verb="result", task_id="old")["absent"]
     assert len(engine.ask(verb="status")["agents"]) == 1

@@ -63,6 +63,12 @@ def test_a_dead_coordinator_is_replaced_and_the_conductor_says_how_long_it_took(
     assert 0 < health(hybrid.paths)["failover_time_s"] < 5
 
 
+def test_a_failover_of_one_that_is_drained_ends_the_drain(hybrid: Engine) -> None:
+    act(hybrid.paths, 3, "drain", agents=0)
+    act(hybrid.paths, 3, "failover", agents=0)
+    assert states(hybrid) == ["up"] * 4
+
+
 def test_check_mode_predicts_and_does_nothing(hybrid: Engine) -> None:
     result = act(hybrid.paths, 1, "drain", agents=AGENTS, check=True)
     assert result["changed"]

@@ -80,8 +80,9 @@ def act(
 
 
 def _do(here: Paths, found: known.Coordinator, action: str, restart: Restart) -> None:
-    how = {"drain": "drain", "failover": "dead", "return": "resume"}.get(action)
-    if how is not None:
+    # A failover ends a drain, too: who is failed over is to be up again.
+    hows = {"drain": ["drain"], "failover": ["dead", "resume"], "return": ["resume"]}
+    for how in hows.get(action, []):
         ask(here, verb="failover", coordinator=found.number, how=how)
     # One that ends is started again by systemd; one that is down already was stopped, or gave up.
     if action == "restart" or (found.state == known.DOWN and action != "drain"):
