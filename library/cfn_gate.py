@@ -94,7 +94,9 @@ def main() -> None:
     )
     request = module.params["request"]
     if module.params["state"] == "planned":
-        module.exit_json(changed=False, now=request["now"], plan=run_cfn(module, ["gate", "--plan"], stdin=request))
+        module.exit_json(
+            changed=False, now=request["now"], plan=run_cfn(module, ["gate", "--plan"], stdin=request)
+        )
     request = with_facts(module, request)
     record = run_cfn(module, ["gate", "--record"], stdin=request, accept=VERDICT_EXIT_CODES)
     del record["rc"]

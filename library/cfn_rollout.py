@@ -59,7 +59,9 @@ def refusal(request: dict[str, object], reasons: list[str], holds: list[str]) ->
     lines = [f"{request['stage']} at {request['traffic_pct']:g} % may not start. Nothing was touched."]
     lines += [f"- {reason}" for reason in reasons]
     if reasons:
-        lines.append("To answer for it yourself: -e override_by=NAME -e override_reason=TEXT (it is recorded)")
+        lines.append(
+            "To answer for it yourself: -e override_by=NAME -e override_reason=TEXT (it is recorded)"
+        )
     lines += [f"- held: {hold}" for hold in holds]
     if holds:
         lines.append("To let it go on: -e resume_by=NAME -e resume_reason=TEXT (it is recorded)")

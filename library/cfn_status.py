@@ -51,7 +51,6 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.cfn_command import installed, run_cfn
 
-
 FILES = {
     "config": Path("/etc/cfn/config.sh"),
     "limits": Path("/etc/systemd/system/cfn-.service.d/limits.conf"),

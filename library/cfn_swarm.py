@@ -58,11 +58,14 @@ summary:
   elements: str
 """
 
+import time
 import uuid
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.cfn_command import run_cfn
+
+ROOM_WITHIN_S = 15.0
 
 
 def problems(step: dict[str, Any], found: dict[str, Any]) -> list[str]:
@@ -82,6 +85,20 @@ def problems(step: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return missed
 
 
+def agents_active(module: AnsibleModule) -> int:
+    """How many agents the engine has now; 0 if it does not say."""
+    health = run_cfn(module, ["status", "--json"], accept=(0, 1, 3)).get("engine_health") or {}
+    return int(health.get("agents_active") or 0)
+
+
+def wait_for_room(module: AnsibleModule, at_most: int) -> None:
+    """Let the agents of the step before end, so that a ladder never takes more of a host than its largest
+    step does. Gives up after a while: live traffic may have brought as many."""
+    deadline_s = time.monotonic() + ROOM_WITHIN_S
+    while agents_active(module) > at_most and time.monotonic() < deadline_s:
+        time.sleep(0.2)
+
+
 def main() -> None:
     """Climb the ladder."""
     module = AnsibleModule(
@@ -96,10 +113,15 @@ def main() -> None:
     summary: list[str] = []
     if module.check_mode:
         module.exit_json(changed=False, steps=steps, summary=summary)
+    present: int | None = None  # asked before the engine's first step; V1 needs no engine
     for step in module.params["ladder"]:
         version = step.get("version", module.params["version"])
         # V1 in the place of an absent router would prove nothing of the router.
         route = ["--when-down", "fail"] if module.params["through_router"] else ["--direct", version]
+        if version == "v2" and present is None:
+            present = agents_active(module)
+        elif version == "v2":
+            wait_for_room(module, present or 0)
         task = f"smoke-{version}-{step['agents']}-{uuid.uuid4().hex[:12]}"
         answer = run_cfn(
             module,

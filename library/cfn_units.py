@@ -26,6 +26,13 @@ options:
     description: Take changed units in and restart all of them, whatever their state; enable none.
     type: bool
     default: false
+  newer_than:
+    description: >-
+      Files and links. Services that have started before one of them was last changed are restarted: a
+      controller may have died between a change and its restart.
+    type: list
+    elements: path
+    default: []
 attributes:
   check_mode:
     support: full
@@ -52,6 +59,10 @@ states:
   returned: always
   type: dict
 """
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -82,6 +93,27 @@ def surplus(module: AnsibleModule, patterns: list[str], names: list[str]) -> lis
     return sorted(found - set(names))
 
 
+def stale(started_s: Mapping[str, float], changed_s: float) -> list[str]:
+    """The services that have started before `changed_s`. systemd tells whole seconds."""
+    return [name for name, start_s in started_s.items() if 0 < start_s <= changed_s - 1]
+
+
+def starts(module: AnsibleModule, names: list[str]) -> dict[str, float]:
+    """When each service became active, in seconds since 1970; without those that are not."""
+    found = {}
+    for name in names:
+        asked = ["systemctl", "show", "--timestamp=unix", "--value", "--property=ActiveEnterTimestamp", name]
+        _, output, _ = module.run_command(asked)
+        if output.startswith("@"):
+            found[name] = float(output.strip()[1:])
+    return found
+
+
+def last_change_s(paths: list[str]) -> float:
+    """When the newest of these files was changed, or of these links; 0 if there is none."""
+    return max((Path(path).lstat().st_mtime for path in paths if os.path.lexists(path)), default=0.0)
+
+
 def act(module: AnsibleModule, *arguments: str) -> None:
     """Run systemctl; end the task with its words and where to look if it fails."""
     rc, output, errors = module.run_command(["systemctl", *arguments])
@@ -98,6 +130,7 @@ def main() -> None:
             "names": {"type": "list", "elements": "str", "required": True},
             "stopped": {"type": "list", "elements": "str", "default": []},
             "restarted": {"type": "bool", "default": False},
+            "newer_than": {"type": "list", "elements": "path", "default": []},
         },
         supports_check_mode=True,
     )
@@ -105,11 +138,13 @@ def main() -> None:
     restarted: bool = module.params["restarted"]
     gone = surplus(module, module.params["stopped"], names)
     before = states(module, names + gone)
-    changed = bool(gone) or restarted or any(before[name] != WANTED for name in names)
+    services = [name for name in names if name.endswith(".service")] if module.params["newer_than"] else []
+    old = stale(starts(module, services), last_change_s(module.params["newer_than"]))
+    changed = bool(gone or old) or restarted or any(before[name] != WANTED for name in names)
     wanted = "restarted" if restarted else WANTED
     diff = {
         "before": "".join(f"{name}: {state}\n" for name, state in before.items()),
-        "after": "".join(f"{name}: {wanted}\n" for name in names)
+        "after": "".join(f"{name}: {'restarted' if name in old else wanted}\n" for name in names)
         + "".join(f"{name}: disabled/inactive\n" for name in gone),
     }
     if changed and not module.check_mode:
@@ -120,6 +155,9 @@ def main() -> None:
             act(module, "restart", *names)
         else:
             act(module, "--quiet", "enable", *names)
+            if old:
+                act(module, "daemon-reload")
+                act(module, "restart", *old)
             act(module, "start", *names)
     module.exit_json(changed=changed, states=before, diff=diff)
 

@@ -146,7 +146,7 @@ def _same_environment(facts: Mapping[str, Any], required: str) -> list[Finding]:
     return [
         Finding(
             "environment", found, required, found == required, "required",
-            "take the host out of one of the two inventories; if it has moved, remove /etc/cfn/config.sh on it",
+            "take the host out of one of the two inventories; if it has moved, remove its /etc/cfn/config.sh",
         )
     ]  # fmt: skip
 

@@ -38,7 +38,7 @@ def exit_code(custom: Mapping[str, Any], failed: bool) -> int | None:
     return EXIT_CODES.get(str(word)) if failed else None
 
 
-class CallbackModule(CallbackBase):
+class CallbackModule(CallbackBase):  # type: ignore[misc] # Ansible ships no types
     """Ends the process with the playbook's own code, after everything else was said."""
 
     CALLBACK_VERSION = 2.0

@@ -12,9 +12,9 @@ Hostvars = Mapping[str, Mapping[str, Any]]
 ADVICE = {
     "PASS": "the window is full and every criterion holds",
     "FAIL": "go back: ansible-playbook rollback_{stage}.yml",
-    "INCONCLUSIVE": "hold, and ask again: ansible-playbook gate.yml",
+    "INCONCLUSIVE": "hold, and ask again: ansible-playbook gate.yml -e stage={stage}",
     "NO_DATA": "hold; find out why the collector is silent: systemctl status cfn-metrics",
-    "ERROR": "hold; mend what the reasons name, and ask again: ansible-playbook gate.yml",
+    "ERROR": "hold; mend what the reasons name, and ask again: ansible-playbook gate.yml -e stage={stage}",
 }
 
 

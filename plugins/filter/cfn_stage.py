@@ -96,7 +96,9 @@ def _value(text: str, key: str) -> str:
     return str(found[-1]) if found else ""
 
 
-def back_to(before: Mapping[str, Any], now: Mapping[str, Any], rollback_to_pct: Sequence[float]) -> dict[str, str]:
+def back_to(
+    before: Mapping[str, Any], now: Mapping[str, Any], rollback_to_pct: Sequence[float]
+) -> dict[str, str]:
     """Where a host's traffic goes after a FAIL: `version` and `percent`.
 
     What it had before the run if that is less for V2; else the stage's next lower share. 0 is V1.

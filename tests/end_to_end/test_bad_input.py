@@ -23,7 +23,7 @@ def unfit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 def test_all_problems_of_all_hosts_in_one_run_and_nothing_changed(unfit: Lab) -> None:
     played = unfit.play("stage1.yml")
-    assert played.returncode != 0
+    assert played.returncode == 20
     for words in (
         "smallshm: shm_total_mb: found 64 MB, required at least 256 MB",
         "fewfiles: nofile: found 1024 files, required at least 4096 files",
@@ -40,7 +40,7 @@ def test_all_problems_of_all_hosts_in_one_run_and_nothing_changed(unfit: Lab) ->
 @pytest.mark.parametrize("traffic", ["175", "abc", "", "75", "0", "10.5"])
 def test_traffic_that_the_stage_does_not_take(unfit: Lab, traffic: str) -> None:
     played = unfit.play("stage1.yml", "-e", f"traffic={traffic}")
-    assert played.returncode != 0
+    assert played.returncode == 20
     assert f"traffic={traffic} is refused: stage1 takes a percentage from 1 to 10" in " ".join(
         played.output.split()
     )
@@ -51,8 +51,48 @@ def test_an_inventory_without_hosts_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "hosts.yml").write_text("all: {children: {cfn: {hosts: {}}, control: {hosts: {}}}}\n")
     (tmp_path / "group_vars").symlink_to(PROJECT / "inventories/lab/group_vars")
     played = Lab("none", tmp_path).play("stage1.yml")
-    assert played.returncode != 0
+    assert played.returncode == 20
     assert "make lab-up" in played.output
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_an_inventory_with_no_control_host_or_two(tmp_path: Path, count: int) -> None:
+    control = ", ".join(f"c{number}: {{}}" for number in range(count))
+    (tmp_path / "hosts.yml").write_text(
+        f"all: {{children: {{cfn: {{hosts: {{a: {{}}}}}}, control: {{hosts: {{{control}}}}}}}}}\n"
+    )
+    (tmp_path / "group_vars").symlink_to(PROJECT / "inventories/lab/group_vars")
+    played = Lab("none", tmp_path).play("stage2.yml")
+    assert played.returncode == 20
+    assert f"{count} hosts in the group control" in " ".join(played.output.split())
+
+
+@pytest.mark.parametrize(
+    ("stage", "traffic"), [("stage2", "10"), ("stage2", "51"), ("stage3", "50"), ("stage3", "101")]
+)
+def test_traffic_of_another_stage(pair: Lab, stage: str, traffic: str) -> None:
+    played = pair.play(f"{stage}.yml", "-e", f"traffic={traffic}")
+    assert played.returncode == 20
+    assert f"traffic={traffic} is refused: {stage} takes" in " ".join(played.output.split())
+
+
+def test_a_host_of_another_environment(pair: Lab) -> None:
+    played = pair.play("stage1.yml", "-e", "cfn_environment=elsewhere")
+    assert played.returncode == 20
+    words = " ".join(played.output.split())
+    for host in ("one", "two"):
+        assert f"{host}: environment: found lab, required elsewhere" in words
+
+
+def test_a_stage_out_of_order_and_a_pause_without_a_reason(pair: Lab) -> None:
+    played = pair.play("stage2.yml", "-e", "override_by=ada")
+    assert (played.returncode, played.changed) == (20, 0)
+    assert "both override_by and override_reason" in " ".join(played.output.split())
+    played = pair.play("stage3.yml")
+    assert (played.returncode, played.changed) == (20, 0)
+    assert "stage2 at 50 % has no PASS" in " ".join(played.output.split())
+    assert pair.play("hold.yml", "-e", "state=held", "-e", "by=ada").returncode == 20
+    assert pair.play("gate.yml", "-e", "stage=stage9").returncode == 20
 
 
 def test_a_configuration_that_is_refused_is_not_deployed(pair: Lab) -> None:
@@ -103,8 +143,8 @@ def test_the_gate_never_passes_on_damaged_records(pair: Lab) -> None:
     for damage in (
         f"mv {events} {events}.kept",
         f"mv {samples} {samples}.kept; systemctl stop cfn-metrics",
-        f"cp {samples} {samples}.kept; sed -i s/[0-9]/NaN/g {samples}",
-        f"cp {events} {events}.kept; truncate -s -7 {events}; : > {samples}",
+        f"cp -p {samples} {samples}.kept; sed -i s/[0-9]/NaN/g {samples}",
+        f"cp -p {events} {events}.kept; truncate -s -7 {events}; : > {samples}",
     ):
         pair.run("two", damage)
         try:

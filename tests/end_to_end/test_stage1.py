@@ -135,10 +135,10 @@ def test_flips_and_the_rollback_under_load_lose_nothing(pair: Lab) -> None:
     assert (wrong, looked_at > 100) == (0, True)
 
 
-@pytest.mark.parametrize("play", ["(4/7)", "(6/7)"])
+@pytest.mark.parametrize("play", ["(4/8)", "(6/8)"])
 def test_a_controller_that_is_killed_is_taken_up(pair: Lab, play: str) -> None:
     pair.run("two", "rm /opt/cfn/current/docs/records.md")  # something to deploy
-    argv = pair.argv("stage1.yml", "-e", "traffic=3" if play == "(4/7)" else "traffic=4")
+    argv = pair.argv("stage1.yml", "-e", "traffic=3" if play == "(4/8)" else "traffic=4")
     with subprocess.Popen(
         argv, cwd=PROJECT, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as controller:

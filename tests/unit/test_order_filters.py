@@ -50,6 +50,8 @@ def test_each_inventory_says_what_it_requires(environment: str, items: int) -> N
             "allowed_signers": "",
             "override_by": "",
             "override_reason": "",
+            "resume_by": "",
+            "resume_reason": "",
         },
     )
     assert asked["traffic_pct"] == 50.0

@@ -19,6 +19,7 @@ NEEDS = {
     "python_version": "3.11",
     "opt_free_mb": 100,
     "log_free_mb": 100,
+    "environment": "lab",
 }
 
 FIT: dict[str, Any] = {
@@ -35,6 +36,7 @@ FIT: dict[str, Any] = {
     "programs_missing": [],
     "opt_free_mb": 5000,
     "log_free_mb": 5000,
+    "environment": "lab",
 }
 
 
@@ -64,6 +66,19 @@ def test_each_requirement_stops_a_rollout(fact: str, value: object, found: str, 
     (bad,) = [finding for finding in judge({**FIT, fact: value}, NEEDS) if not finding.ok]
     assert (bad.check, bad.found, bad.required, bad.level) == (fact, found, required, "required")
     assert bad.remedy
+
+
+def test_a_host_of_another_environment_is_refused_by_name() -> None:
+    needs = {**NEEDS, "environment": "production"}
+    (bad,) = [each for each in judge({**FIT, "environment": "staging"}, needs) if not each.ok]
+    assert (bad.check, bad.found, bad.required, bad.level) == (
+        "environment",
+        "staging",
+        "production",
+        "required",
+    )
+    for environment in ("production", ""):  # its own, or nothing deployed yet
+        assert all(each.ok for each in judge({**FIT, "environment": environment}, needs))
 
 
 @pytest.mark.parametrize("fact", ["cores", "memory_total_mb"])

@@ -63,6 +63,12 @@ def test_the_next_epoch_is_above_every_host_that_answered() -> None:
     assert next_epoch(["b"], hostvars, "5") == 10
     assert next_epoch(["a", "b"], hostvars, "10") == 10
     assert next_epoch(["b", "d"], hostvars, "10") == 10
+    read: dict[str, dict[str, Any]] = {
+        "a": {"order_status": {"status": {"version": "v2", "traffic_pct": 10, "epoch": 4}}},
+        "b": {"order_status": {"status": {}}},
+    }
+    assert next_epoch(read, read) == 5
+    assert next_epoch(["a"], read, "10") == 4
 
 
 def status(since: str, release_since: str = "2026-01-31T10:00:00.000Z") -> dict[str, Any]:

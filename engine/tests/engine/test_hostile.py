@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import pytest
 from cfn.engine import team_calls
 from cfn.engine.lean import control, records, wire
 from cfn.engine.lean.worker import Worker
+from cfn.engine.messages import datagram
 
 from .conftest import Engine
 from .harness import SOURCE, send_signal
@@ -237,20 +239,14 @@ def test_what_is_no_hub_changes_nothing(shared: Engine, datagrams: list[bytes]) 
     )
 
 
-def test_other_users_cannot_reach_a_socket(shared: Engine) -> None:
+@pytest.fixture
+def in_reach(shared: Engine) -> list[Path]:
+    """The sockets of an engine whose folders are open to all users."""
     if os.geteuid() != 0:
         pytest.skip("becoming another user needs root")
-    script = (
-        "import os,socket,sys\nos.setgroups([]); os.setgid(64999); os.setuid(64999)\n"
-        "for path in sys.argv[1:]:\n"
-        "    kind = socket.SOCK_STREAM if 'conductor' in path else socket.SOCK_SEQPACKET\n"
-        "    try: socket.socket(socket.AF_UNIX, kind).connect(path)\n"
-        "    except PermissionError: continue\n"
-        "    print(path)\n"
-    )
-    sockets = [str(path) for path in shared.paths.run.glob("*.sock")]
+    sockets = list(shared.paths.run.glob("*.sock"))
     assert len(sockets) > 10
-    for folder in [shared.paths.root, *shared.paths.root.parents]:  # the way there is open to all
+    for folder in [shared.paths.root, *shared.paths.root.parents]:
         if (
             folder.stat().st_mode & 0o001 == 0
             and folder.owner() == "root"
@@ -258,10 +254,53 @@ def test_other_users_cannot_reach_a_socket(shared: Engine) -> None:
         ):
             folder.chmod(folder.stat().st_mode | 0o011)
     shared.paths.run.chmod(0o755)
+    return sockets
+
+
+def as_another_user(body: str, sockets: list[Path]) -> str:
+    """What a loop over the sockets prints, run by a user that the engine does not know."""
+    script = (
+        "import os,socket,sys\nos.setgroups([]); os.setgid(64999); os.setuid(64999)\n"
+        "for path in sys.argv[1:]:\n"
+        "    kind = socket.SOCK_STREAM if 'conductor' in path else socket.SOCK_SEQPACKET\n"
+        "    peer = socket.socket(socket.AF_UNIX, kind); peer.settimeout(5)\n"
+    ) + textwrap.indent(textwrap.dedent(body), "    ")
     done = subprocess.run(
-        [sys.executable, "-c", script, *sockets], capture_output=True, text=True, timeout=20
+        [sys.executable, "-c", script, *map(str, sockets)], capture_output=True, text=True, timeout=60
     )
-    assert (done.stdout, done.stderr) == ("", "")
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_other_users_cannot_reach_a_socket(in_reach: list[Path]) -> None:
+    body = """\
+        try: peer.connect(path)
+        except PermissionError: continue
+        print(path)
+        """
+    assert as_another_user(body, in_reach) == ""
+
+
+def test_other_users_are_sent_away_from_a_socket_that_somebody_opened_to_them(in_reach: list[Path]) -> None:
+    body = """\
+        peer.connect(path)
+        try: answer = peer.recv(4096)
+        except ConnectionResetError: answer = b''
+        except TimeoutError: answer = b'no answer'
+        print(os.path.basename(path), answer)
+        """
+    modes = {path: path.stat().st_mode for path in in_reach}
+    for path in in_reach:
+        path.chmod(0o777)
+    try:
+        answers = dict(line.split(" ", 1) for line in as_another_user(body, in_reach).splitlines())
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+    assert len(answers) == len(in_reach)
+    assert "this user may not ask" in answers.pop("conductor.sock")
+    stranger = repr(datagram.pack(datagram.GOODBYE, answers=datagram.STRANGER))
+    assert {name: answer for name, answer in answers.items() if answer not in ("b''", stranger)} == {}
 
 
 # A worker's socket, from both sides

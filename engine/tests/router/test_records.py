@@ -186,6 +186,12 @@ def test_numbers_of_generations_are_never_reused(tmp_path: Path) -> None:
     book = GenerationBook(path)
     assert book.put_in_force(replace(ten, traffic_pct=Decimal(5)), 5.0)[0].number == 2
     assert book.put_in_force(ten, 6.0)[0].number == 3
+    # The numbers of a damaged book are unknown: none of them comes again.
+    path.write_text('{"number": 3')
+    damaged = GenerationBook(path)
+    assert damaged.put_in_force(ten, 1_700_000_000.0)[0].number == 1_700_000_001
+    assert damaged.problem == ""
+    assert damaged.put_in_force(Config(), 1_700_000_009.0)[0].number == 1_700_000_002
 
 
 def test_a_number_that_cannot_be_kept_is_a_problem_and_no_obstacle(tmp_path: Path) -> None:

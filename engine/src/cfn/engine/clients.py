@@ -1,23 +1,20 @@
 """The conductor's client connections: JSON lines in, JSON lines out, never blocking, all bounded."""
 
 import json
-import os
 import socket
-import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from cfn.engine.log import log
 from cfn.engine.loop import READ, WRITE, Loop
+from cfn.engine.messages.credentials import same_group
 from cfn.errors import EXIT_FAILED, CfnError, RefusedError, UsageError
 
 MAX_LINE_BYTES = 1 << 20
 MAX_CLIENTS = 512
 ACCEPT_AGAIN_S = 0.1  # after descriptors ran out
 MAX_UNSENT_BYTES = 64 << 20  # answers that one client does not read
-
-_PEER = struct.Struct("3i")
 
 Answer = Mapping[str, Any]
 
@@ -198,24 +195,12 @@ class Clients:
             log("connection not accepted", reason=str(error))
             self._loop.pause(self._listener.fileno(), READ, self._accept, ACCEPT_AGAIN_S)
             return
-        if not _allowed(connection) or len(self._clients) >= MAX_CLIENTS:
+        # The socket's mode keeps other users out, and this confirms it.
+        allowed = same_group(connection)
+        if not allowed or len(self._clients) >= MAX_CLIENTS:
             with suppress(OSError):
-                reason = "too many connections" if _allowed(connection) else "this user may not ask"
+                reason = "too many connections" if allowed else "this user may not ask"
                 connection.send(json.dumps({"error": reason, "exit_code": 5}).encode() + b"\n")
             connection.close()
             return
         self._clients.add(Client(self._loop, connection, self._requested, self._clients.discard))
-
-
-def _allowed(connection: socket.socket) -> bool:
-    """root, this user, or its group: the socket's mode keeps others out, and this confirms it."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    pid, uid, gid = _PEER.unpack(raw)
-    if uid in (0, os.geteuid()) or gid == os.getegid():
-        return True
-    try:
-        with open(f"/proc/{pid}/status") as status:  # noqa: PTH123 - one read, no Path needed
-            groups = next((line for line in status if line.startswith("Groups:")), "")
-    except OSError:
-        return False
-    return str(os.getegid()) in groups.split()[1:]

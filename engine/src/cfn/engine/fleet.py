@@ -196,6 +196,12 @@ class Fleet:
             log("coordinator not accepted", reason=str(error))
             self._loop.pause(self._listener.fileno(), READ, self._accept, ACCEPT_AGAIN_S)
             return
+        try:
+            own_peer(connection)
+        except DamagedError as error:
+            log("coordinator refused", reason=str(error))
+            connection.close()
+            return
         channel = Channel(connection)
         descriptor = connection.fileno()
         self._greeting[descriptor] = channel

@@ -56,7 +56,9 @@ class GenerationBook:
         digest = _digest(config)
         if kept.get("sha256") == digest:
             return Generation(number=kept["number"], since=kept["since"], config=config), False
-        generation = Generation(number=kept.get("number", 0) + 1, since=utc_text(now_s), config=config)
+        # The numbers of a book that was damaged are not known: the seconds since 1970 are above them all.
+        before = int(now_s) if self.problem and not kept else kept.get("number", 0)
+        generation = Generation(number=before + 1, since=utc_text(now_s), config=config)
         record = {"number": generation.number, "since": generation.since, "sha256": digest}
         try:
             write_atomically(self._path, json.dumps(record) + "\n", mode=0o640)
@@ -80,7 +82,7 @@ class GenerationBook:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self.problem = f"{self._path} is damaged, numbers begin again: {error}"
+            self.problem = f"{self._path} is damaged, numbers go on from the time: {error}"
             return {}
 
 
