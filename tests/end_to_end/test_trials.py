@@ -32,9 +32,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("trials")
     (folder / "spec.yml").write_text(SPEC)
     for lab in make_lab("trials", folder / "spec.yml", folder / "i"):
-        stage = ("-e", "stage=stage2", "-e", "traffic=50")
         override = ("-e", "override_by=test", "-e", "override_reason=tried-elsewhere")
-        deployed = lab.play("playbooks/stage.yml", *stage, *override)
+        deployed = lab.play("stage2.yml", *override)
         assert deployed.returncode == 0, deployed.output
         yield lab
 
@@ -70,7 +69,7 @@ def states(lab: Lab) -> list[str]:
 
 
 def test_the_trials_that_disturb_nobody(host: Lab) -> None:
-    played = host.play("playbooks/trials.yml", "-e", "stage=stage2")
+    played = host.play("stage2.yml", "-t", "trial")
     assert played.returncode == 0, played.output
     assert played.changed == 0
     for words in (
@@ -87,7 +86,7 @@ def test_the_trials_that_disturb_nobody(host: Lab) -> None:
 def test_one_trial_alone_says_what_is_wrong_and_what_to_do(host: Lab) -> None:
     host.run("one", f"{CFN} coordinators drain 2")
     try:
-        alone = host.play("playbooks/trials.yml", "-e", "stage=stage2", "-t", "load_balance")
+        alone = host.play("stage2.yml", "-t", "load_balance")
     finally:
         host.run("one", f"{CFN} coordinators return 2")
     assert alone.returncode != 0
@@ -97,14 +96,14 @@ def test_one_trial_alone_says_what_is_wrong_and_what_to_do(host: Lab) -> None:
 
 
 def test_a_failover_test_attests_itself_and_only_while_there_is_little_to_do(host: Lab) -> None:
-    quiet = host.play("playbooks/trials.yml", "-e", "stage=stage2", "-t", "failover_test")
+    quiet = host.play("stage2.yml", "-t", "failover_test")
     assert quiet.returncode == 0, quiet.output
     attested = records(host, "attested")[-1]["data"]
     assert (attested["item"], attested["holds"]) == ("coordinator_failover_tested", True)
     assert 0 <= host.cfn("one", "status")["engine_health"]["failover_time_s"] < 30
     with loaded(host) as report:
         time.sleep(25)  # demand is counted over a minute
-        busy = host.play("playbooks/trials.yml", "-e", "stage=stage2", "-t", "failover_test")
+        busy = host.play("stage2.yml", "-t", "failover_test")
     assert busy.returncode != 0
     assert "a failover test is allowed up to 1" in busy.output.replace("\n", " ").replace("  ", "")
     nothing_was_lost(report)
@@ -149,7 +148,7 @@ def test_a_failover_that_cannot_be_meant(host: Lab, arguments: tuple[str, ...], 
 
 
 def test_a_restart_under_load(host: Lab) -> None:
-    played = host.play("playbooks/trials.yml", "-e", "stage=stage2", "-t", "coordinator_restart")
+    played = host.play("stage2.yml", "-t", "coordinator_restart")
     assert played.returncode == 0, played.output
     assert "every request was answered once and in full" in re.sub(r"\s+", " ", played.output)
 

@@ -147,7 +147,7 @@ async def test_a_task_keeps_the_generation_it_was_routed_under(
     start_router: StartRouter, tree: Paths, conductor: FakeConductor
 ) -> None:
     caller = await start_router()
-    conductor.end_s = 0.5
+    conductor.end_s = 4.0
     asked = asyncio.create_task(caller.post(task_id="t", agents=1))
     await asyncio.sleep(0.1)
     await do_flip(tree, Order(version="v1"))
@@ -160,13 +160,13 @@ async def test_v1_ends_when_nothing_under_way_may_call_it_and_comes_back_with_th
     start_router: StartRouter, tree: Paths, conductor: FakeConductor
 ) -> None:
     caller = await start_router()
-    conductor.end_s = 0.5
+    conductor.end_s = 4.0
     asked = asyncio.create_task(caller.post(task_id="t", agents=1))
     await asyncio.sleep(0.1)
     client = RouterClient(f"unix:{tree.router_socket}")
     ending = Order(v1_enabled=False, epoch=3)
     with pytest.raises(CfnError, match="1 coordinations from before are still under way"):
-        await asyncio.to_thread(flip, tree.config, ending, client, check=False, wait_s=0.1)
+        await asyncio.to_thread(flip, tree.config, ending, client, check=False, wait_s=1.5)
     assert not asked.done()
     ended = await do_flip(tree, ending)  # it waits
     assert (ended["changed"], ended["confirmed"], ended["after"]["v1_enabled"]) == (False, True, False)
