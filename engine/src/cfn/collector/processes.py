@@ -8,6 +8,10 @@ from typing import Any
 
 import psutil
 
+# A worker is forked with copies of all that the spawner holds, and closes them as soon as it runs: on a busy
+# host hundreds that were forked at once may wait for that. Younger than this, its count is not its own.
+NEWBORN_S = 2.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Daemons:
@@ -53,7 +57,8 @@ class Processes:
         """The process fields of a sample; see docs/reference/records.md.
 
         Sums are given only when conductor, spawner and router are all known and readable: a sum that
-        lacks a daemon is not the engine's. A worker that ends meanwhile is left out.
+        lacks a daemon is not the engine's. A worker that ends meanwhile is left out. One that was just
+        forked counts as many descriptors as the worker that has the fewest.
         """
         now_s = time.monotonic()
         elapsed_s = now_s - self._read_at_s if self._read_at_s is not None else None
@@ -66,9 +71,10 @@ class Processes:
         working = [reading for reading in (self._one(pid) for pid in workers) if reading is not None]
         fields: dict[str, Any] = {}
         if daemons.complete and None not in readings.values():
-            everything = [reading for reading in readings.values() if reading is not None] + working
+            own = [reading for reading in readings.values() if reading is not None]
+            everything = own + working
             fields["memory_kb"] = sum(each.memory_kb for each in everything)
-            fields["fd_count"] = sum(each.descriptors for each in everything)
+            fields["fd_count"] = sum(each.descriptors for each in own) + _workers_descriptors(working)
             if elapsed_s and all(each.cpu_s is not None for each in everything):
                 used_s = sum(each.cpu_s or 0.0 for each in everything)
                 fields["engine_cpu_pct"] = round(100 * used_s / elapsed_s, 3)
@@ -87,6 +93,7 @@ class Processes:
                 times = seen.process.cpu_times()
                 memory_kb = seen.process.memory_info().rss // 1_024
                 descriptors = seen.process.num_fds()
+                newborn = time.time() - seen.process.create_time() < NEWBORN_S
         except psutil.Error:
             self._seen.pop(pid, None)
             return None
@@ -95,7 +102,7 @@ class Processes:
         used_s = cpu_s - seen.cpu_s if seen.cpu_s is not None else cpu_s if self._seen else None
         seen.cpu_s = cpu_s
         self._seen[pid] = seen
-        return _Reading(memory_kb, descriptors, used_s)
+        return _Reading(memory_kb, descriptors, newborn, used_s)
 
     def _io_rates(self, named: Mapping[str, int], elapsed_s: float | None) -> dict[str, Any]:
         """Bytes a second that the daemons read from and wrote to storage."""
@@ -124,7 +131,14 @@ class Processes:
 class _Reading:
     memory_kb: int
     descriptors: int
+    newborn: bool
     cpu_s: float | None
+
+
+def _workers_descriptors(workers: Sequence[_Reading]) -> int:
+    """Open descriptors of all workers, without what newborns have not closed yet."""
+    fewest = min((each.descriptors for each in workers), default=0)
+    return sum(fewest if each.newborn else each.descriptors for each in workers)
 
 
 def _children(pid: int | None) -> Sequence[int]:
