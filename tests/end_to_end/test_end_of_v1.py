@@ -15,7 +15,8 @@ import pytest
 from tests.conftest import PROJECT
 from tests.end_to_end.conftest import CFN, Lab, make_lab
 
-pytestmark = pytest.mark.lab
+# `make test` has the molecule scenario decommission; this is all of it.
+pytestmark = [pytest.mark.lab, pytest.mark.full]
 
 HOSTS = ("one", "two")
 REFUSED = 20

@@ -72,6 +72,7 @@ def test_every_page_is_followed() -> None:
     assert sorted(ORDER) == sorted(path.name for path in RUNBOOKS.glob("*.md"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("page", ORDER)
 def test_a_page_does_what_it_says(lab: Lab, page: str) -> None:
     for step in steps(page, Path(RUNBOOKS / page).read_text()):

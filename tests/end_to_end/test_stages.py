@@ -96,6 +96,7 @@ def test_the_ladder_and_a_second_run_changes_nothing(lab: Lab, stage: str) -> No
     assert_no_lock(lab)
 
 
+@pytest.mark.full
 def test_lowering_from_stage_3_to_stage_1_needs_no_gate_and_stops_the_coordinators(lab: Lab) -> None:
     at_stage(lab, "stage3")
     lowered = lab.play("stage1.yml", "-e", "traffic=10")
@@ -124,6 +125,7 @@ def test_a_full_disk_stops_the_batches_after_it_and_all_is_taken_back(lab: Lab) 
     assert list(last[0]["data"]["failed"]) == ["two"]
 
 
+@pytest.mark.full
 def test_a_service_that_cannot_start_in_the_first_batch_leaves_the_others_alone(lab: Lab) -> None:
     at_stage(lab, "stage1")
     folder = "/etc/systemd/system/cfn-coordination.service.d"
@@ -138,6 +140,7 @@ def test_a_service_that_cannot_start_in_the_first_batch_leaves_the_others_alone(
     assert_no_lock(lab)
 
 
+@pytest.mark.full
 def test_a_step_that_makes_no_progress_fails_and_names_its_deadline(lab: Lab) -> None:
     before = at_stage(lab, "stage1")
     deadlines = '{"cfn_deadlines_s": {"deploy": 300, "smoke": 1, "flip": 60, "judge": 300, "take_back": 300}}'
@@ -158,6 +161,7 @@ def test_a_pause_holds_and_resuming_is_recorded(lab: Lab) -> None:
     assert resumed.returncode == 0, resumed.output
 
 
+@pytest.mark.full
 def test_a_manual_v1_and_an_open_breaker_hold_and_name_the_host(lab: Lab) -> None:
     at_stage(lab, "stage1")
     lab.run("two", f"{CFN} traffic --version v1")
@@ -270,6 +274,7 @@ def assert_only_two_is_harmed(lab: Lab, played: Played, step: str) -> None:
     assert_no_lock(lab)
 
 
+@pytest.mark.full
 def test_a_host_that_is_cut_off_while_it_is_deployed_harms_no_other(lab: Lab, tmp_path: Path) -> None:
     at_stage(lab, "stage1")
     played = struck_at(lab, "TASK [The second batch]", cut_off, tmp_path / "log")
@@ -291,6 +296,7 @@ def test_a_host_that_is_lost_at_any_step_harms_no_other(
     assert_only_two_is_harmed(lab, played, step)
 
 
+@pytest.mark.full
 def test_a_host_that_is_gone_before_is_named_and_nothing_is_touched(lab: Lab) -> None:
     mend = cut_off(lab)
     try:
@@ -301,6 +307,7 @@ def test_a_host_that_is_gone_before_is_named_and_nothing_is_touched(lab: Lab) ->
         mend()
 
 
+@pytest.mark.full
 def test_a_wrong_clock_is_named_and_nothing_is_touched(lab: Lab) -> None:
     # The lab's hosts share the machine's clock: the host's Python reads another one.
     path = "/usr/local/lib/python3.11/dist-packages/sitecustomize.py"

@@ -14,7 +14,8 @@ import pytest
 from tests.conftest import PROJECT
 from tests.end_to_end.conftest import CFN, Lab, make_lab
 
-pytestmark = pytest.mark.lab
+# `make test` has the molecule scenario failover; this is all of it.
+pytestmark = [pytest.mark.lab, pytest.mark.full]
 
 SPEC = """
 defaults: {shm_mb: 1024, nofile: 20000}

@@ -74,6 +74,7 @@ def test_step_by_step_under_load(pair: Lab) -> None:
     assert_nothing_was_lost(reports)
 
 
+@pytest.mark.full
 def test_straight_to_v1_and_what_came_too_late(pair: Lab) -> None:
     stage1(pair)
     epoch = pair.cfn("one", "traffic")["before"]["epoch"]
@@ -97,6 +98,7 @@ def test_a_destination_that_is_none_touches_nothing(pair: Lab, to: str) -> None:
     assert (played.changed, in_force(pair)) == (0, before)
 
 
+@pytest.mark.full
 def test_a_broken_v1_takes_nothing_from_a_v2_that_runs(pair: Lab) -> None:
     stage1(pair)
     with broken_v1(pair, "two"):
@@ -156,6 +158,7 @@ def test_at_once_without_engine_control_host_and_a_host(pair: Lab) -> None:
     stage1(pair)  # and forward, with what was stopped running again
 
 
+@pytest.mark.full
 def test_one_release_back_under_load(pair: Lab) -> None:
     stage1(pair)
     before = pair.cfn("one", "status")["release"]
@@ -177,6 +180,7 @@ def test_one_release_back_under_load(pair: Lab) -> None:
     assert "There is no one release to go back to. Nothing was touched." in words(twice.output)
 
 
+@pytest.mark.full
 def test_a_rehearsal_measures_and_attests(pair: Lab) -> None:
     refused = pair.play("rehearse.yml")
     assert refused.returncode != 0
