@@ -5,35 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils import cfn_command
 
 from tests.conftest import RunModule
+from tests.unit.conftest import answer, words
 
 UP = {"id": 3, "state": "up", "pid": 7, "agents": 44, "failovers": 0}
 DRAINING = UP | {"state": "draining"}
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `cfn` that prints the file `answer`, and notes its arguments in `words` and its input in `input`."""
-    path = tmp_path / "cfn"
-    path.write_text(
-        f'#!/bin/sh\nprintf "%s\\n" "$@" >{tmp_path}/words\ncat >{tmp_path}/input\n'
-        f"cat {tmp_path}/answer\nexit $(cat {tmp_path}/code)\n"
-    )
-    path.chmod(0o755)
-    (tmp_path / "code").write_text("0")
-    monkeypatch.setattr(cfn_command, "CFN", str(path))
-    return path
-
-
-def answer(command: Path, value: dict[str, Any], code: int = 0) -> None:
-    command.with_name("answer").write_text(json.dumps(value))
-    command.with_name("code").write_text(str(code))
-
-
-def words(command: Path) -> str:
-    return " ".join(command.with_name("words").read_text().splitlines())
 
 
 def acted(**changes: Any) -> dict[str, Any]:

@@ -8,32 +8,11 @@ import pytest
 from ansible.module_utils import cfn_command
 
 from tests.conftest import RunModule, load
+from tests.unit.conftest import answer, words
 
 LADDER = [{"agents": 10, "coordination_time_ms": 5000, "delivery_rate_pct": 95}, {"agents": 99}]
 STANDING = {"refused": "", "v1": {"works": True, "problem": ""}, "engine": "running"}
 PROVED = {**STANDING, "proved": True, "problem": "", "changed": True, "epoch": 9}
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `cfn` that prints the file `answer`, exits with `code`, and notes its arguments and its input."""
-    path = tmp_path / "cfn"
-    path.write_text(
-        f'#!/bin/sh\nprintf "%s\\n" "$@" >{tmp_path}/words\ncat >{tmp_path}/input\n'
-        f"cat {tmp_path}/answer\nexit $(cat {tmp_path}/code)\n"
-    )
-    path.chmod(0o755)
-    monkeypatch.setattr(cfn_command, "CFN", str(path))
-    return path
-
-
-def answer(command: Path, value: dict[str, Any], code: int = 0) -> None:
-    command.with_name("answer").write_text(json.dumps(value))
-    command.with_name("code").write_text(str(code))
-
-
-def words(command: Path) -> str:
-    return " ".join(command.with_name("words").read_text().split())
 
 
 def test_a_fall_back_is_one_call_with_the_first_step_of_the_ladder(
