@@ -120,8 +120,10 @@ def outcome(
     failed: Mapping[str, Mapping[str, str]],
     stage: str,
     verdict: str = "",
+    whole: bool = True,
 ) -> dict[str, Any]:
-    """What went wrong and what was done about it, for ledger and person.
+    """What went wrong and what was done about it, for ledger and person. Of a run that is not `whole`, by
+    tags, nothing is taken back.
 
     `failed` (by host: step, task, found), `hosts` (what each that was touched has now: version,
     traffic_pct, release, problem), `not_taken_back` (host to reason), and all of it as `text`.
@@ -130,9 +132,11 @@ def outcome(
     for host, what in failed.items():
         task = f', task "{what["task"]}"' if what["task"] else ""
         text.append(f"- {host} failed in {what['step']}{task}: {what['found']}")
+    if not whole:
+        text.append("- only a part of the stage was run (--tags), so nothing was taken back")
     done: dict[str, Any] = {}
     missing: dict[str, str] = {}
-    for host in hosts:
+    for host in hosts if whole else ():
         state = hostvars[host]
         if not any(name in state for name in _ENTERED):
             text.append(f"- {host} was not touched")

@@ -151,6 +151,14 @@ def test_the_account_of_a_run_that_was_taken_back() -> None:
     assert "later" not in found["hosts"]
 
 
+def test_of_a_part_of_a_stage_nothing_is_said_to_be_taken_back() -> None:
+    failed = {"a": {"step": "flip", "task": "Flip the traffic", "found": "nobody answers"}}
+    found = outcome(["a"], {"a": {"traffic_flip": {}}}, failed, "stage1", whole=False)
+    assert 'a failed in flip, task "Flip the traffic": nobody answers' in found["text"]
+    assert "nothing was taken back" in found["text"]
+    assert "a was" not in found["text"]
+
+
 def test_after_a_fail_the_account_holds_the_verdict_and_keeps_the_release() -> None:
     hostvars = {"a": {"traffic_flip": {}, "takeback_done": {"version": "v2", "traffic_pct": 10}}}
     found = outcome(["a"], hostvars, {}, "stage2", "FAIL  lab stage2")
