@@ -147,3 +147,11 @@ def test_of_two_controllers_at_once_one_gets_it(tmp_path: Path) -> None:
     for taker in takers:
         taker.join(30)
     assert sum(each is not None for each in got) == 1
+
+
+def test_json_is_taken_before_the_action_and_after_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["--json", "show"], ["show", "--json"]):
+        assert command.main(["--folder", str(tmp_path), *arguments]) == 0
+        assert json.loads(capsys.readouterr().out) == {"lock": None}

@@ -33,6 +33,8 @@ def main(argv: list[str]) -> int:
     release.add_argument("--run", required=True)
     breaks = actions.add_parser("break", help="end another run's lock")
     breaks.add_argument("--reason", required=True)
+    for action in actions.choices.values():  # it is typed before the action, or at the end
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object")
     for each in (take, release, breaks):
         each.add_argument("--actor", required=True, help="who asks")
         each.add_argument("--stage", default="rollout")
