@@ -109,7 +109,8 @@ def failover_record(
         "ok": not bad,
         "text": " ".join(str(bad[0].get("msg", "no answer")).split())
         if bad
-        else f"coordinator {coordinator} of {host}, {way}: every worker was served again within {served_s} s",
+        else f"coordinator {coordinator} of {host}, {way}: every worker was served again"
+        + ("" if served_s is None else f" within {served_s} s"),
     }
 
 

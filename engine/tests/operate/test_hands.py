@@ -1,12 +1,14 @@
 """Drain, failover, restart and return against real coordinators, with what systemd does in its place."""
 
+import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from cfn.errors import RefusedError
-from cfn.operate import trials
+from cfn.errors import NotDeliveredError, RefusedError
+from cfn.operate import hands, trials
 from cfn.operate.engine_client import end, health
 from cfn.operate.hands import act
 from engine.tests.engine.conftest import Engine, engine
@@ -61,6 +63,27 @@ def test_a_dead_coordinator_is_replaced_and_the_conductor_says_how_long_it_took(
     assert hybrid.coordinator(3)["pid"] != before
     assert states(hybrid) == ["up"] * 4
     assert 0 < health(hybrid.paths)["failover_time_s"] < 5
+
+
+def test_who_hangs_is_failed_over_even_if_no_swarm_can_be_made_to_watch_it(
+    hybrid: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def not_delivered(*_: object) -> Iterator[str]:
+        raise NotDeliveredError("24 of 32 agents of a swarm are there")
+        yield ""
+
+    monkeypatch.setattr(hands, "swarm", not_delivered)
+    with pytest.raises(NotDeliveredError):  # one that is up is left alone
+        act(hybrid.paths, 2, "failover", agents=AGENTS)
+    hung = hybrid.coordinator(3)["pid"]
+    os.kill(hung, signal.SIGSTOP)
+    hybrid.until(lambda: states(hybrid)[2] != "up", 10)
+    result = act(hybrid.paths, 3, "failover", agents=AGENTS)
+    assert (result["served_s"], result["held"]) == (None, True)
+    assert result["back_s"] is not None
+    assert states(hybrid) == ["up"] * 4
+    assert hybrid.coordinator(3)["pid"] != hung
 
 
 def test_a_failover_of_one_that_is_drained_ends_the_drain(hybrid: Engine) -> None:

@@ -3,10 +3,11 @@
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from cfn.config import parse
-from cfn.errors import CfnError, NotRunningError
+from cfn.errors import CfnError, NotDeliveredError, NotRunningError
 from cfn.operate import coordinators as known
 from cfn.operate.engine_client import ask, health, swarm, until
 from cfn.operate.service import Served, disturbed
@@ -55,12 +56,12 @@ def act(
         def do() -> None:
             _do(here, found, action, restart)
 
-        if watched:
-            with swarm(here, watched, "operate") as swarm_id:
+        with ExitStack() as ending:
+            swarm_id = _made(ending, here, watched, found) if watched else None
+            if swarm_id is not None:
                 served = disturbed(here, swarm_id, watched, do, within_s=within_s)
-                back_s = _back(here, found, action, began_s)
-        else:
-            do()
+            else:
+                do()
             back_s = _back(here, found, action, began_s)
     after = rows if check or not changed else known.listed(health(here))
     return {
@@ -77,6 +78,17 @@ def act(
         "within_s": within_s,
         "held": served is None or served.seconds <= within_s,
     }
+
+
+def _made(ending: ExitStack, here: Paths, agents: int, found: known.Coordinator) -> str | None:
+    """A swarm to watch; None where its agents do not come since this coordinator is not up: that is what is
+    to be mended, and waits for nobody."""
+    try:
+        return ending.enter_context(swarm(here, agents, "operate"))
+    except NotDeliveredError:
+        if found.state == known.UP:
+            raise
+        return None
 
 
 def _do(here: Paths, found: known.Coordinator, action: str, restart: Restart) -> None:
