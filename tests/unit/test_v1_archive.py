@@ -49,6 +49,13 @@ def test_the_same_v1_is_the_same_archive_whenever_it_was_written(root: Path, tmp
     assert archive(root, tmp_path / "c") != first
 
 
+def test_a_file_that_changes_while_it_is_archived_ends_it(root: Path) -> None:
+    known = manifest(root)
+    (root / "opt/v1/bin/run").write_text("#!/bin/sh\necho DONE\n")  # as long as before
+    with pytest.raises(v1.ArchiveError, match="/opt/v1/bin/run was changed while V1 was archived"):
+        v1.build(known, None, str(root))
+
+
 def test_what_was_archived_comes_back_with_content_owner_mode_and_links(root: Path, tmp_path: Path) -> None:
     digest = archive(root, tmp_path / "a")
     known = v1.verify(tmp_path / "a", digest)
