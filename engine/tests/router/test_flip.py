@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cfn.coordination import AgentState
 from cfn.errors import CfnError, ConfigError, NotRunningError, RefusedError, UsageError
 from cfn.load.plan import LoadPlan
 from cfn.load.stream import run_async
@@ -170,9 +171,10 @@ async def test_v1_ends_when_nothing_under_way_may_call_it_and_comes_back_with_th
     assert not asked.done()
     ended = await do_flip(tree, ending)  # it waits
     assert (ended["changed"], ended["confirmed"], ended["after"]["v1_enabled"]) == (False, True, False)
-    assert asked.done()
     _, status = await caller.get("/status")
     assert (status["v1"]["enabled"], status["earlier_in_flight"]) == (False, 0)
+    assert {result.state for result in conductor.tasks["t"].values()} == {AgentState.DONE}
+    await asked
 
     with pytest.raises(ConfigError, match="restore V1 first"):
         await do_flip(tree, Order(version="v1", epoch=4))
