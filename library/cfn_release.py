@@ -85,31 +85,12 @@ from ansible.module_utils.release_tree import (
     OPT,
     UNITS,
     Difference,
-    account_differences,
-    copy_differences,
-    directory_differences,
-    link_difference,
-    parse_tmpfiles,
+    find_differences,
     release_differences,
     version_digest,
 )
 
 PREVIOUS = OPT / "previous"
-
-
-def find_differences(version: str) -> list[Difference]:
-    """Everything on this host that is not as the release wants it. Only reads."""
-    folder = OPT / "releases" / version
-    found = list(release_differences(folder, version))
-    found += account_differences("cfn")
-    if not any(difference.path == str(folder) for difference in found):
-        found += directory_differences(parse_tmpfiles((folder / "tmpfiles.d/cfn.conf").read_text()))
-        found += copy_differences(folder / "systemd", UNITS, "unit")
-        found += copy_differences(folder / "tmpfiles.d", Path("/etc/tmpfiles.d"), "directory")
-        found += copy_differences(folder / "sysusers.d", Path("/etc/sysusers.d"), "account")
-    found += link_difference(CURRENT, f"releases/{version}")
-    found += link_difference(COMMANDS, str(CURRENT / "bin"))
-    return found
 
 
 def unpack(archive: Path, version: str) -> None:

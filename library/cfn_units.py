@@ -60,58 +60,8 @@ states:
   type: dict
 """
 
-import os
-from collections.abc import Mapping
-from pathlib import Path
-
 from ansible.module_utils.basic import AnsibleModule
-
-WANTED = "enabled/active"
-
-
-def states(module: AnsibleModule, names: list[str]) -> dict[str, str]:
-    """How each unit is, such as `enabled/active` or `disabled/inactive`; `not-found` if it does not exist."""
-    words = []
-    for question in ("is-enabled", "is-active"):
-        _, output, _ = module.run_command(["systemctl", question, *names])
-        words.append(output.split("\n")[: len(names)])
-    return {
-        name: f"{enabled or 'not-found'}/{active}"
-        for name, enabled, active in zip(names, *words, strict=True)
-    }
-
-
-def surplus(module: AnsibleModule, patterns: list[str], names: list[str]) -> list[str]:
-    """The units of these patterns that are running or enabled and not named."""
-    if not patterns:
-        return []
-    found = set()
-    for listing in (["list-units", "--state=active,activating,reloading,failed"],
-                    ["list-unit-files", "--state=enabled"]):  # fmt: skip
-        _, output, _ = module.run_command(["systemctl", "--plain", "--no-legend", *listing, *patterns])
-        found |= {line.split()[0] for line in output.splitlines() if line.split()}
-    return sorted(found - set(names))
-
-
-def stale(started_s: Mapping[str, float], changed_s: float) -> list[str]:
-    """The services that have started before `changed_s`. systemd tells whole seconds."""
-    return [name for name, start_s in started_s.items() if 0 < start_s <= changed_s - 1]
-
-
-def starts(module: AnsibleModule, names: list[str]) -> dict[str, float]:
-    """When each service became active, in seconds since 1970; without those that are not."""
-    found = {}
-    for name in names:
-        asked = ["systemctl", "show", "--timestamp=unix", "--value", "--property=ActiveEnterTimestamp", name]
-        _, output, _ = module.run_command(asked)
-        if output.startswith("@"):
-            found[name] = float(output.strip()[1:])
-    return found
-
-
-def last_change_s(paths: list[str]) -> float:
-    """When the newest of these files was changed, or of these links; 0 if there is none."""
-    return max((Path(path).lstat().st_mtime for path in paths if os.path.lexists(path)), default=0.0)
+from ansible.module_utils.unit_states import WANTED, read_units, stale, surplus
 
 
 def act(module: AnsibleModule, *arguments: str) -> None:
@@ -137,9 +87,9 @@ def main() -> None:
     names: list[str] = module.params["names"]
     restarted: bool = module.params["restarted"]
     gone = surplus(module, module.params["stopped"], names)
-    before = states(module, names + gone)
-    services = [name for name in names if name.endswith(".service")] if module.params["newer_than"] else []
-    old = stale(starts(module, services), last_change_s(module.params["newer_than"]))
+    units = read_units(module, names + gone)
+    before = {name: unit.state for name, unit in units.items()}
+    old = [name for name in stale(units, module.params["newer_than"]) if name not in gone]
     changed = bool(gone or old) or restarted or any(before[name] != WANTED for name in names)
     wanted = "restarted" if restarted else WANTED
     diff = {

@@ -16,6 +16,7 @@ import pwd
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 OPT = Path("/opt/cfn")
@@ -28,7 +29,7 @@ UNITS = Path("/etc/systemd/system")
 class Difference:
     """One thing that is not as it should be: `path`, and what is `found` and `wanted` there.
 
-    `part` says who mends it: `release`, `account`, `directory`, `unit` or `link`.
+    `part` says who mends it: `release`, `account`, `directory`, `unit`, `link` or `file`.
     """
 
     part: str
@@ -72,6 +73,34 @@ def read_manifest(folder: Path, version: str) -> dict[str, tuple[str, int]]:
         sha256, mode, name = line.split(" ", 2)
         entries[name] = (sha256, int(mode, 8))
     return entries
+
+
+def find_differences(version: str) -> list[Difference]:
+    """Everything on this host that is not as the release wants it. Raises ValueError for no version."""
+    folder = OPT / "releases" / version
+    found = list(release_differences(folder, version))
+    found += account_differences("cfn")
+    if not any(difference.path == str(folder) for difference in found):
+        found += directory_differences(parse_tmpfiles((folder / "tmpfiles.d/cfn.conf").read_text()))
+        found += copy_differences(folder / "systemd", UNITS, "unit")
+        found += copy_differences(folder / "tmpfiles.d", Path("/etc/tmpfiles.d"), "directory")
+        found += copy_differences(folder / "sysusers.d", Path("/etc/sysusers.d"), "account")
+    found += link_difference(CURRENT, f"releases/{version}")
+    found += link_difference(COMMANDS, str(CURRENT / "bin"))
+    return found
+
+
+def file_differences(
+    path: Path, sha256: str, mode: int, user: str = "root", group: str = "root"
+) -> Iterator[Difference]:
+    """One file that no release holds, if it is missing, has another content, or another owner or mode."""
+    if not path.is_file() or path.is_symlink():
+        yield Difference("file", str(path), "absent", f"sha256 {sha256[:12]}")
+        return
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        yield Difference("file", str(path), f"sha256 {found[:12]}", f"sha256 {sha256[:12]}")
+    yield from owned(path, mode, user, group, "file")
 
 
 def release_differences(folder: Path, version: str) -> Iterator[Difference]:
@@ -164,6 +193,7 @@ def link_difference(link: Path, target: str) -> Iterator[Difference]:
         yield Difference("link", str(link), found, target)
 
 
+@cache
 def _user(number: int) -> str:
     try:
         return pwd.getpwuid(number).pw_name
@@ -171,6 +201,7 @@ def _user(number: int) -> str:
         return str(number)
 
 
+@cache
 def _group(number: int) -> str:
     try:
         return grp.getgrgid(number).gr_name

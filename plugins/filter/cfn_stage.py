@@ -69,6 +69,11 @@ def deployed(hosts: Iterable[str], hostvars: Hostvars) -> bool:
     return any(hostvars[host].get(name, {}).get("changed", False) for host in hosts for name in _DEPLOYED)
 
 
+def drifting(hosts: Iterable[str], hostvars: Hostvars) -> list[str]:
+    """The hosts that a deployment has something to change on, or may have: those that could not say too."""
+    return [host for host in hosts if hostvars[host].get("engine_drift", {}).get("drift") != []]
+
+
 def config_before(text: str, now: Mapping[str, Any]) -> str:
     """A configuration as it was, with the traffic that is in force now: `version`, `traffic_pct`, `epoch`."""
     for key, name in zip(_TRAFFIC_KEYS, _TRAFFIC, strict=True):
@@ -181,6 +186,7 @@ class FilterModule:
             "cfn_failure": failure,
             "cfn_failures": failures,
             "cfn_deployed": deployed,
+            "cfn_drifting": drifting,
             "cfn_config_before": config_before,
             "cfn_units_of": units_of,
             "cfn_back_to": back_to,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import PROJECT
-from tests.end_to_end.conftest import CFN, Lab
+from tests.end_to_end.conftest import CFN, Lab, Played
 
 pytestmark = pytest.mark.lab
 
@@ -39,6 +39,28 @@ DRIFT = (
     "echo >> /opt/cfn-v1/bin/coordinate",
     "systemctl disable --quiet --now cfn-cleanup.timer",
 )
+
+
+# What of it a host without drift has to be told from.
+DRIFTING = (
+    "/opt/cfn/releases/[^ ]*/lib/cfn/config.py",
+    "/opt/cfn/releases/[^ ]*/docs/records.md",
+    "/opt/cfn/releases/[^ ]*/lib/stray.py",
+    "/etc/systemd/system/cfn-router.service",
+    "/var/log/cfn",
+    "/dev/shm/cfn",
+    "/etc/cfn/config.sh: sha256",
+    "/etc/cfn/config.sh: root:cfn 0644",
+    "/etc/systemd/system/cfn-.service.d/limits.conf: absent",
+    "/coordination: absent",
+    "/opt/cfn-v1/bin/coordinate: sha256",
+    "cfn-cleanup.timer: disabled/inactive",
+)
+
+
+def section(played: Played, task: str) -> str:
+    """What a task of a role printed, for all hosts and every time that it ran."""
+    return "".join(re.findall(rf"TASK \[\w+ : {task}.*?(?=\nTASK|\nPLAY)", played.output, re.DOTALL))
 
 
 @contextmanager
@@ -96,8 +118,13 @@ def test_units_are_hardened(pair: Lab) -> None:
 def test_drift_is_predicted_reported_and_repaired(pair: Lab) -> None:
     for command in DRIFT:
         pair.run("two", command)
-    predicted = pair.play("stage1.yml", "--check", "--diff")
+    predicted = pair.play("stage1.yml", "--check", "--diff", "-v")
     assert predicted.returncode == 0, predicted.output
+    seen = section(predicted, "See what differs")  # alone it decides whether a host is deployed to
+    for drift in DRIFTING:
+        assert re.search(rf"- '?{drift}", seen), (drift, seen)
+    assert "ok: [one]" in seen
+    assert "[one]" not in section(predicted, "Install the release")
     for words in (
         "lib/cfn/config.py: sha256",
         "records.md: absent",

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from ansible.module_utils import release_tree
 from ansible.module_utils.release_tree import (
     copy_differences,
     directory_differences,
+    file_differences,
     link_difference,
     parse_tmpfiles,
     release_differences,
@@ -140,3 +142,31 @@ def test_an_archive_that_leaves_its_folder_is_refused(tmp_path: Path, name: str)
         tar.addfile(tarfile.TarInfo(name), io.BytesIO(b""))
     with tarfile.open(archive) as tar, pytest.raises(ValueError, match="is refused"):
         load("cfn_release").extract(tar, tmp_path / "target")
+
+
+@pytest.mark.parametrize(
+    ("mend", "found"),
+    [
+        (lambda path: path.unlink(), ["absent"]),
+        (lambda path: path.write_text("changed"), ["sha256 "]),
+        (lambda path: path.chmod(0o666), ["root:root 0666"]),
+        (lambda path: (path.chmod(0o600), path.write_text("")), ["sha256 ", "root:root 0600"]),
+        (lambda path: path.touch(), []),
+    ],
+)
+def test_a_further_file(tmp_path: Path, mend: Callable[[Path], object], found: list[str]) -> None:
+    path = tmp_path / "config.sh"
+    path.write_text("as it should be")
+    path.chmod(0o640)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    mend(path)
+    differences = list(file_differences(path, sha256, 0o640))
+    assert [each.path for each in differences] == [str(path)] * len(found)
+    assert all(each.found.startswith(start) for each, start in zip(differences, found, strict=True))
+
+
+def test_a_link_is_not_the_file_that_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    found = list(file_differences(tmp_path / "link", hashlib.sha256(b"x").hexdigest(), 0o644))
+    assert [each.found for each in found] == ["absent"]

@@ -30,3 +30,9 @@ def test_every_variable_of_a_role_carries_its_name(role: Path) -> None:
     specs = load(role / "meta/argument_specs.yml").get("argument_specs", {})
     names = [*specs.get("main", {}).get("options", {}), *load(role / "vars/main.yml")]
     assert all(name.startswith((f"{role.name}_", f"__{role.name}_")) for name in names)
+
+
+def test_drift_looks_at_each_file_of_v1() -> None:
+    wanted = yaml.safe_load((PROJECT / "roles/engine/vars/main.yml").read_text())["__engine_v1_files"]
+    installed = {f"/opt/cfn-v1/bin/{path.name}" for path in (PROJECT / "engine/v1").iterdir()}
+    assert {each["path"] for each in wanted} == installed

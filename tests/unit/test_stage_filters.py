@@ -10,6 +10,7 @@ from plugins.filter.cfn_stage import (
     batch,
     config_before,
     deployed,
+    drifting,
     failure,
     failures,
     ladder,
@@ -79,6 +80,17 @@ def test_a_deployment_is_what_changed_anything_that_runs() -> None:
     }
     assert not deployed(["a"], calm)
     assert deployed(["a", "b"], calm | {"b": {"engine_limits": {"changed": True}}})
+
+
+def test_only_hosts_that_said_so_are_without_drift() -> None:
+    hostvars: dict[str, dict[str, Any]] = {
+        "same": {"engine_drift": {"drift": []}},
+        "differs": {"engine_drift": {"drift": ["/etc/cfn/config.sh: absent"]}},
+        "failed": {"engine_drift": {"failed": True, "msg": "no"}},
+        "skipped": {"engine_drift": {"skipped": True}},
+        "silent": {},
+    }
+    assert drifting(hostvars, hostvars) == ["differs", "failed", "skipped", "silent"]
 
 
 def test_a_configuration_goes_back_without_its_traffic() -> None:
