@@ -47,6 +47,14 @@ def test_traffic_that_the_stage_does_not_take(unfit: Lab, traffic: str) -> None:
     assert "Preflight" not in played.output
 
 
+@pytest.mark.parametrize("limit", ["fit", "localhost", "fit,localhost"])
+def test_a_part_of_the_hosts(unfit: Lab, limit: str) -> None:
+    played = unfit.play("stage1.yml", "--limit", limit)
+    assert (played.returncode, played.changed) == (20, 0), played.output
+    assert f"--limit {limit} is refused: a stage takes every host" in " ".join(played.output.split())
+    assert "Preflight" not in played.output
+
+
 def test_an_inventory_without_hosts_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "hosts.yml").write_text("all: {children: {cfn: {hosts: {}}, control: {hosts: {}}}}\n")
     (tmp_path / "group_vars").symlink_to(PROJECT / "inventories/lab/group_vars")
