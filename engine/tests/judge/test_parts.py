@@ -70,6 +70,8 @@ def test_every_verdict_has_an_exit_code_of_its_own() -> None:
         ({"per": {"kind": "cumulative", "n": 3}}, "exactly the fields"),
         ({"dry_run": "yes"}, "dry_run is not true or false"),
         ({"needs": "something"}, "needs is for"),
+        ({"floor": 1}, "floor is the level from which growth counts"),
+        ({"floor": -1}, "floor is -1"),
         ({"proved": 1}, "proved is not true or false"),
         ({"proved": True, "statistic": "mean"}, "proved is for the mean of a rate"),
         ({"proved": True, "scope": "worst_host"}, "whole fleet and window"),

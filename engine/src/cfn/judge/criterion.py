@@ -36,7 +36,9 @@ class Criterion:
     """A checked criterion. Times in seconds, before the time scale is applied.
 
     `proved` says that both FAIL and PASS need the bound of cfn.judge.proof; what lies between is held.
-    `item` is what an attestation is of. `needs` says what a dry-run criterion waits for.
+    `item` is what an attestation is of. `floor`, of a slope, is the level in the metric's own unit below
+    which growth does not count: what is next to nothing doubles and is next to nothing. `needs` says what
+    a dry-run criterion waits for.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Criterion:
     arm: str = "v2"
     proved: bool = False
     item: str = ""
+    floor: float = 0.0
     needs: str = ""
 
     @property
@@ -133,6 +136,7 @@ def _read(value: Mapping[str, Any], window_s: float | None) -> Criterion:
         arm=checks.one_of(value.get("arm", "v2"), "arm", ("v1", "v2")),
         proved=checks.boolean(value.get("proved", False), "proved"),
         item=checks.text(value.get("item", ""), "item"),
+        floor=checks.number(value.get("floor", 0), "floor"),
         needs=checks.text(value.get("needs", ""), "needs"),
     )
     _check_together(criterion)
@@ -176,6 +180,8 @@ def _check_together(criterion: Criterion) -> None:
         _check_proved(criterion)
     if (criterion.metric == "attested") != bool(criterion.item):
         raise ValueError("item names what is attested: metric attested has one, and no other metric")
+    if criterion.floor and (criterion.statistic != "slope" or criterion.compare not in ("lt", "le")):
+        raise ValueError("floor is the level from which growth counts: statistic slope with lt or le has one")
     if criterion.needs and not criterion.dry_run:
         raise ValueError("needs is for a criterion with dry_run true")
 

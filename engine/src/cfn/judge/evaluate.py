@@ -26,12 +26,13 @@ TREND_STATISTICS = ("relative_range", "slope")  # looked at once, when the windo
 @dataclass(frozen=True, slots=True)
 class _Point:
     """One figure that can break the limit: of the fleet or of a host, of the window or of a bucket.
-    `decides` is what is held against the limit, where that is not the figure itself."""
+    `decides` is what is held against the limit, where that is not the figure itself; `because` says why."""
 
     where: str
     figure: Figure
     start_ms: int = 0
     decides: float | None = None
+    because: str = ""
 
     @property
     def value(self) -> float | None:
@@ -83,10 +84,17 @@ class _Judged:
             for cell in cells
             if self.criterion.metric in cell.gauges
         )
-        found = trend(levels(self.criterion.metric, cells), len(cells)) if self.window.full else None
+        level = levels(self.criterion.metric, cells)
+        found = trend(level, len(cells)) if self.window.full else None
         if found is None:
             return _Point(where, Figure(None, samples))
-        return _Point(where, Figure(found.slope_pct, samples), decides=found.low_pct)
+        figure = Figure(found.slope_pct, samples)
+        highest, floor = max(value for _, value in level), self.criterion.floor
+        if highest < floor:
+            because = f", of a level of {highest:.4g} at most: growth counts from {floor:g},"
+            return _Point(where, figure, decides=0.0, because=because)
+        because = f", at least {found.low_pct:.4g} with {100 * CONFIDENCE:g} % confidence,"
+        return _Point(where, figure, decides=found.low_pct, because=because)
 
     def _bucket_points(self) -> list[_Point]:
         """The buckets that have evidence enough; a bucket without is neither good nor bad."""
@@ -298,12 +306,10 @@ class _Judged:
         if point is None or point.figure.value is None:
             return f"{criterion.statistic} of {criterion.metric} has no value; the limit is {criterion.limit}"
         counted = "requests" if criterion.origin is Origin.EVENTS else "samples"
-        proved = ""
-        if point.decides is not None:
-            proved = f", at least {point.decides:.4g} with {100 * CONFIDENCE:g} % confidence,"
         return (
             f"{criterion.statistic} of {criterion.metric} is {point.figure.value:.6g} {criterion.unit}"
-            f"{proved} on {point.figure.samples} {counted} ({point.where}); the limit is {criterion.limit}"
+            f"{point.because} on {point.figure.samples} {counted} ({point.where}); "
+            f"the limit is {criterion.limit}"
         )
 
     def wait(self, reason: str, point: _Point | None = None, missing: str = "") -> Result:
