@@ -1,11 +1,15 @@
 """What may be done to a coordinator, and what was found held against limits: tables."""
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cfn.errors import RefusedError, UsageError
-from cfn.operate import checks, coordinators
+from cfn.operate import checks, coordinators, trials
+from cfn.operate.coordinators import Coordinator
+from cfn.paths import Paths
 
 
 def health(*states: str, topology: str = "hybrid") -> dict[str, Any]:
@@ -116,3 +120,31 @@ def test_a_figure_without_a_limit_is_refused() -> None:
 def test_limits_that_make_no_sense(value: object) -> None:
     with pytest.raises(UsageError, match="limit"):
         checks.limits_of(value)
+
+
+@pytest.mark.parametrize(
+    ("looks", "found"),
+    [
+        ([[8, 8, 8, 11], [8, 8, 8, 8]], 0),  # a live request came and went
+        ([[0, 0, 0, 0], [3, 8, 8, 8], [8, 8, 8, 8]], 0),  # the swarm is still being made
+        ([[4, 8, 8, 12]], 50),  # nobody else is there: no second look
+        ([[8, 8, 8, 11], [8, 8, 9, 12], [8, 8, 8, 12]], 25.714),  # somebody always is
+    ],
+)
+def test_of_the_looks_at_the_balance_the_evenest_counts(
+    monkeypatch: pytest.MonkeyPatch, looks: list[list[int]], found: float
+) -> None:
+    left = [
+        [Coordinator(number=number, state="up", agents=agents) for number, agents in enumerate(look, start=1)]
+        for look in looks
+    ]
+    monkeypatch.setattr(trials, "SETTLE_S", 0.3)
+    monkeypatch.setattr(trials, "hybrid", lambda _: {})
+    monkeypatch.setattr(trials, "health", lambda _: {})
+    monkeypatch.setattr(trials, "swarm", lambda *_: nullcontext())
+    monkeypatch.setattr(coordinators, "listed", lambda _: left.pop(0) if len(left) > 1 else left[0])
+    left.insert(0, left[0])  # the one that counts how many there should be
+    assert trials.load_balance(Paths(Path("/nowhere")), 32, 1) == {
+        "coordinators_missing": 0,
+        "worker_imbalance_pct": found,
+    }
