@@ -56,7 +56,7 @@ REFUSED = 5
 
 def refusal(request: dict[str, object], reasons: list[str], holds: list[str]) -> str:
     """What is missing or held, and what can be done about it."""
-    lines = [f"{request['stage']} at {request['traffic_pct']:g} % may not start. Nothing was touched."]
+    lines = [f"{request['stage']} at {request['traffic_pct']:g} % may not start. No traffic was moved."]
     lines += [f"- {reason}" for reason in reasons]
     if reasons:
         lines.append(

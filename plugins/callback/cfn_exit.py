@@ -10,7 +10,9 @@ short_description: Exit codes that tell verdicts and refusals apart
 description:
   - A playbook of this project says how it stands in the custom statistic C(cfn_outcome). Where it ends
     with a failure, that word becomes the exit code of ansible-playbook; without the word, or without
-    this plugin, Ansible's own code stays.
+    this plugin, Ansible's own code stays. Verdicts have the codes of C(cfn gate).
+  - A run in which no host did anything is refused, where Ansible calls it a success; so are words that
+    lost their quotes on the way into an extra variable, where Ansible drops them.
 requirements:
   - enabled in ansible.cfg
 author:
@@ -23,13 +25,23 @@ from typing import Any
 from ansible.plugins.callback import CallbackBase
 
 EXIT_CODES = {
-    "INCONCLUSIVE": 10,
-    "FAIL": 11,
+    "FAIL": 10,
+    "INCONCLUSIVE": 11,
     "NO_DATA": 12,
     "ERROR": 13,
     "REFUSED": 20,
     "TAKEN_BACK": 21,
 }
+
+
+NOBODY = (
+    "Nothing was done: no host of the inventory was asked. Name an inventory with -i, and put its hosts into "
+    "the groups cfn and control; for the lab: make lab-up."
+)
+UNQUOTED = (
+    "Refused before anything was touched: {words!r} belongs to no variable. A value of several words needs "
+    "quotes of its own: -e 'reason=\"TEXT OF SEVERAL WORDS\"'."
+)
 
 
 def exit_code(custom: Mapping[str, Any], failed: bool) -> int | None:
@@ -44,9 +56,24 @@ class CallbackModule(CallbackBase):  # type: ignore[misc] # Ansible ships no typ
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "aggregate"
     CALLBACK_NAME = "cfn_exit"
+    empty_plays = 0
+
+    def v2_playbook_on_play_start(self, play: Any) -> None:
+        """Before any task. Raises SystemExit if extra variables are not what was meant."""
+        words = play.get_variable_manager().extra_vars.get("_raw_params")
+        if words:
+            self._display.error(UNQUOTED.format(words=str(words)))
+            raise SystemExit(EXIT_CODES["REFUSED"])
+
+    def v2_playbook_on_no_hosts_matched(self) -> None:
+        """A play found no host; others of the run may have some."""
+        self.empty_plays += 1
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """The last that happens in a run. Raises SystemExit, through which Ansible still cleans up."""
+        if self.empty_plays and not stats.failures and not set(stats.processed) - {"localhost"}:
+            self._display.error(NOBODY)
+            raise SystemExit(EXIT_CODES["REFUSED"])
         code = exit_code(stats.custom, bool(stats.failures or stats.dark))
         if code is not None:
             raise SystemExit(code)

@@ -55,12 +55,19 @@ def test_a_part_of_the_hosts(unfit: Lab, limit: str) -> None:
     assert "Preflight" not in played.output
 
 
-def test_an_inventory_without_hosts_says_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("playbook", ["stage1", "gate", "fallback_v1", "rollback_stage2", "status"])
+def test_an_inventory_without_hosts_says_what_to_do(tmp_path: Path, playbook: str) -> None:
     (tmp_path / "hosts.yml").write_text("all: {children: {cfn: {hosts: {}}, control: {hosts: {}}}}\n")
     (tmp_path / "group_vars").symlink_to(PROJECT / "inventories/lab/group_vars")
-    played = Lab("none", tmp_path).play("stage1.yml")
-    assert played.returncode == 20
+    played = Lab("none", tmp_path).play(f"{playbook}.yml")
+    assert played.returncode == 20, played.output
     assert "make lab-up" in played.output
+
+
+def test_a_reason_that_lost_its_quotes_is_not_cut(unfit: Lab) -> None:
+    played = unfit.play("hold.yml", "-e", "state=held", "-e", "by=ada", "-e", "reason=christmas holidays")
+    assert (played.returncode, played.changed) == (20, 0), played.output
+    assert "'holidays' belongs to no variable" in played.output
 
 
 @pytest.mark.parametrize("count", [0, 2])

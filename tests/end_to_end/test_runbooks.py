@@ -28,7 +28,7 @@ ORDER = (
     "v1-restoration.md",
 )
 
-INCONCLUSIVE = 10
+INCONCLUSIVE = 11
 PATIENCE_S = 240  # as the page says, one waits and asks again
 
 

@@ -26,7 +26,7 @@ RESUME = ("-e", "resume_by=a-test", "-e", "resume_reason=understood")
 DEGRADED = ("-e", "artifact=degraded", *OVERRIDE)
 
 KILL_SEED = int(os.environ.get("KILL_SEED", "6"))
-KILL_WITHIN_S = 45.0  # a run of a stage takes about as long on an idle machine
+KILL_WITHIN_S = 30.0  # a run of a stage takes about as long on an idle machine
 
 
 @pytest.fixture(scope="module")

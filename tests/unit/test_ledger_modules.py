@@ -100,7 +100,7 @@ def test_a_step_that_may_not_start_says_all_that_is_missing(host: Path, run_modu
     assert host
     refused = run_module("cfn_rollout", question="may_start", request=asked(), actor="ada")
     assert refused["failed"]
-    assert "stage2 at 50 % may not start. Nothing was touched." in refused["msg"]
+    assert "stage2 at 50 % may not start. No traffic was moved." in refused["msg"]
     assert "stage1 at 10 % has no PASS" in refused["msg"]
     assert "override_by" in refused["msg"]
     override = {"override_by": "ada", "override_reason": "a drill"}
