@@ -108,9 +108,11 @@ def next_step(versions: set[str], records: list[Mapping[str, Any]]) -> str:
         return "nothing; V1 is archived, and ansible-playbook restore_v1.yml brings it back"
     if versions != {"v2"}:
         return "ansible-playbook stage1.yml -e traffic=10"
-    if not decisions or decisions[-1]["kind"] != "verdict":
+    if not decisions:
         return "ansible-playbook gate.yml"
     last = decisions[-1]
+    if last["kind"] != "verdict":
+        return f"ansible-playbook gate.yml -e stage={last['stage']}"
     return gate_advice(last["data"]["verdict"], last["stage"])
 
 

@@ -97,7 +97,7 @@ def test_each_verdict_has_its_next_step(word: str) -> None:
 def test_the_next_step_without_a_verdict() -> None:
     flipped = {"kind": "flipped", "stage": "stage1"}
     assert next_step({"v1"}, [verdict("PASS")]) == "ansible-playbook stage1.yml -e traffic=10"
-    assert next_step({"v2"}, [verdict("PASS"), flipped]) == "ansible-playbook gate.yml"
+    assert next_step({"v2"}, [verdict("PASS"), flipped]) == "ansible-playbook gate.yml -e stage=stage1"
     assert next_step({"v2"}, []) == "ansible-playbook gate.yml"
 
 
