@@ -31,7 +31,8 @@ def test_a_run_without_failure_ends_with_0_whatever_was_said_first() -> None:
 
 def showing() -> tuple[CallbackModule, list[str]]:
     """The plugin, and the errors that it shows."""
-    plugin, shown = CallbackModule(), []
+    plugin = CallbackModule()
+    shown: list[str] = []
     plugin._display = SimpleNamespace(error=shown.append)
     return plugin, shown
 

@@ -67,8 +67,9 @@ def test_growing_memory_fails_in_staging(fleet: Any, behaviour: Any) -> None:
 @pytest.mark.parametrize(("floor", "verdict"), [(0, "FAIL"), (300_000, "FAIL"), (500_000, "PASS")])
 def test_growth_counts_from_its_floor(fleet: Any, behaviour: Any, floor: float, verdict: str) -> None:
     """From 200,000 kB to twice as much and 1 % of noise."""
-    criterion = {"name": "memory", "metric": "memory_kb", "statistic": "slope", "unit": "pct_per_window"}
-    criterion |= {"compare": "le", "threshold": 10, "min_samples": 10, "scope": "worst_host", "floor": floor}
+    criterion: dict[str, Any] = {"name": "memory", "metric": "memory_kb", "statistic": "slope"}
+    criterion |= {"unit": "pct_per_window", "compare": "le", "threshold": 10, "min_samples": 10}
+    criterion |= {"scope": "worst_host", "floor": floor}
     changes = {"criteria": [criterion], "triggers": []}
     found = fleet.write(FULL_S, behaviour(memory_growth_pct=100)).judge(FULL_S, **changes)
     assert found["verdict"] == verdict, found["reasons"]
