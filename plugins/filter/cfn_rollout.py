@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -84,7 +85,7 @@ def gate_request(
         for answer in answers.values()
         if answer.get("since")
     ]
-    ordered = next((answer for answer in answers.values() if answer.get("version")), {})
+    ordered = _ordered(answers.values())
     judged = table[stage][environment["kind"]]
     past = environment.get("since") or ""
     evidence = {host: found for host in hosts if (found := _evidence(hostvars[host], host))}
@@ -109,6 +110,18 @@ def gate_request(
         "triggers": table[stage]["triggers"],
         "evidence": evidence,
     }
+
+
+def _ordered(answers: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The answer whose traffic most hosts have; of as many, the one that has been so for longest: who was
+    changed by hand is the exception, not the order."""
+    known = [answer for answer in answers if answer.get("version")]
+    counts = Counter((answer["version"], answer.get("traffic_pct")) for answer in known)
+    return min(
+        known,
+        key=lambda each: (-counts[each["version"], each.get("traffic_pct")], each.get("since") or ""),
+        default={},
+    )
 
 
 def _evidence(answers: Mapping[str, Any], host: str) -> Any:

@@ -100,6 +100,23 @@ def test_the_window_begins_with_the_last_host_s_traffic_or_release() -> None:
     assert later["since"] == "2026-01-31T11:00:00.000Z"
 
 
+@pytest.mark.parametrize(
+    ("by_hand", "others"),
+    [
+        (["2026-01-31T11:00:00.000Z"], ["2026-01-31T10:00:00.000Z"]),  # as many: the older order
+        (["2026-01-31T09:00:00.000Z"], ["2026-01-31T10:00:00.000Z", "2026-01-31T10:00:01.000Z"]),
+    ],
+)
+def test_who_is_on_v1_by_hand_is_the_exception_not_the_order(by_hand: list[str], others: list[str]) -> None:
+    hostvars: dict[str, dict[str, Any]] = {}
+    for number, since in enumerate(by_hand + others):
+        hostvars[f"h{number}"] = {"gate_status": status(since)}
+    for number in range(len(by_hand)):
+        hostvars[f"h{number}"]["gate_status"]["status"]["version"] = "v1"
+    request = gate_request(list(hostvars), hostvars, "stage1", TABLE, ENVIRONMENT)
+    assert request["ordered"] == {"version": "v2", "traffic_pct": 10}
+
+
 def test_without_any_answer_the_request_can_still_be_judged() -> None:
     request = gate_request(["a"], {"a": {}}, "stage1", TABLE, ENVIRONMENT)
     assert request["since"] == ENVIRONMENT["now"]
