@@ -18,7 +18,9 @@ options:
     type: str
     required: true
   files:
-    description: Files that no release holds, as C(path), C(sha256), C(mode) (octal), C(user) and C(group).
+    description: >-
+      Files that no release holds, as C(path), C(sha256), C(mode) (octal), C(user) and C(group); what matches
+      the regular expression C(ignoring), if there is one, is no part of their content.
     type: list
     elements: dict
     required: true
@@ -67,6 +69,7 @@ drift:
   elements: str
 """
 
+import re
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -90,9 +93,9 @@ def main() -> None:
     try:
         found = find_differences(module.params["release"])
         for file in module.params["files"]:
-            path, mode = Path(file["path"]), int(file["mode"], 8)
-            found += file_differences(path, file["sha256"], mode, file["user"], file["group"])
-    except (KeyError, ValueError) as error:
+            path, mode, ignoring = Path(file["path"]), int(file["mode"], 8), file.get("ignoring", "")
+            found += file_differences(path, file["sha256"], mode, file["user"], file["group"], ignoring)
+    except (KeyError, ValueError, re.error) as error:
         module.fail_json(msg=f"what should be here cannot be understood: {error}")
     drift = [f"{each.path}: {each.found}, not {each.wanted}" for each in found]
     units = read_units(module, names)

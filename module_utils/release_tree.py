@@ -13,6 +13,7 @@ import grp
 import hashlib
 import os
 import pwd
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,13 +92,17 @@ def find_differences(version: str) -> list[Difference]:
 
 
 def file_differences(
-    path: Path, sha256: str, mode: int, user: str = "root", group: str = "root"
+    path: Path, sha256: str, mode: int, user: str = "root", group: str = "root", ignoring: str = ""
 ) -> Iterator[Difference]:
-    """One file that no release holds, if it is missing, has another content, or another owner or mode."""
+    """One file that no release holds, if it is missing, has another content, or another owner or mode.
+
+    What matches the regular expression `ignoring` is no part of the content.
+    """
     if not path.is_file() or path.is_symlink():
         yield Difference("file", str(path), "absent", f"sha256 {sha256[:12]}")
         return
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    content = path.read_bytes()
+    found = hashlib.sha256(re.sub(ignoring.encode(), b"", content) if ignoring else content).hexdigest()
     if found != sha256:
         yield Difference("file", str(path), f"sha256 {found[:12]}", f"sha256 {sha256[:12]}")
     yield from owned(path, mode, user, group, "file")

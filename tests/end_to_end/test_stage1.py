@@ -120,7 +120,7 @@ def test_drift_is_predicted_reported_and_repaired(pair: Lab) -> None:
         pair.run("two", command)
     predicted = pair.play("stage1.yml", "--check", "--diff", "-v")
     assert predicted.returncode == 0, predicted.output
-    seen = section(predicted, "See what differs")  # alone it decides whether a host is deployed to
+    seen = section(predicted, "See what differs from it")  # alone it decides whether a host is deployed to
     for drift in DRIFTING:
         assert re.search(rf"- '?{drift}", seen), (drift, seen)
     assert "ok: [one]" in seen

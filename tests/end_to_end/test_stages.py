@@ -152,6 +152,17 @@ def test_a_step_that_makes_no_progress_fails_and_names_its_deadline(lab: Lab) ->
     assert [running(lab, host) for host in HOSTS] == before
 
 
+def test_a_first_look_that_cannot_be_taken_takes_every_host_back(lab: Lab) -> None:
+    before = at_stage(lab, "stage1")
+    played = lab.play("stage1.yml", "-e", "traffic=5", "-e", "gate_since=yesterday")
+    assert played.returncode == 21, played.output
+    for host in HOSTS:
+        assert f'{host} failed in judge, task "Stop at what could not be judged": cfn gate' in words(played)
+        assert f"{host} was taken back" in words(played)
+    assert [running(lab, host) for host in HOSTS] == before
+    assert_no_lock(lab)
+
+
 def test_a_pause_holds_and_resuming_is_recorded(lab: Lab) -> None:
     at_stage(lab, "stage1")
     paused = lab.play("hold.yml", "-e", "state=held", "-e", "by=ada", "-e", "reason=look")

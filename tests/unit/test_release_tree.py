@@ -170,3 +170,16 @@ def test_a_link_is_not_the_file_that_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "file")
     found = list(file_differences(tmp_path / "link", hashlib.sha256(b"x").hexdigest(), 0o644))
     assert [each.found for each in found] == ["absent"]
+
+
+def test_what_is_ignored_is_no_part_of_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "config.sh"
+    sha256 = hashlib.sha256(b"A=1\nB=2\n").hexdigest()
+    for text, same in (
+        ("A=1\nEPOCH=7\nB=2\n", True),
+        ("A=1\nEPOCH=8\nB=2\n", True),
+        ("A=1\nB=3\nEPOCH=8\n", False),
+    ):
+        path.write_text(text)
+        path.chmod(0o644)
+        assert (list(file_differences(path, sha256, 0o644, ignoring=r"(?m)^EPOCH=.*\n")) == []) is same
