@@ -163,6 +163,22 @@ def test_a_first_look_that_cannot_be_taken_takes_every_host_back(lab: Lab) -> No
     assert_no_lock(lab)
 
 
+@pytest.mark.full
+def test_a_watch_that_cannot_begin_takes_every_host_back(lab: Lab) -> None:
+    before = at_stage(lab, "stage1")
+    plan = "/etc/cfn/watch.json"
+    lab.run("one", f"rm -f {plan}")
+    with trouble(lab, "one", f"mkdir {plan}", f"rmdir {plan}"):
+        played = lab.play("stage1.yml", "-e", "traffic=5", "-e", "cfn_watch_enabled=true")
+    assert lab.play("watch.yml", "-e", "state=stopped").returncode == 0
+    assert played.returncode == 21, played.output
+    for host in HOSTS:
+        assert f'{host} failed in judge, task "Stop if nobody watches"' in words(played)
+        assert f"{host} was taken back" in words(played)
+    assert [running(lab, host) for host in HOSTS] == before
+    assert_no_lock(lab)
+
+
 def test_a_pause_holds_and_resuming_is_recorded(lab: Lab) -> None:
     at_stage(lab, "stage1")
     paused = lab.play("hold.yml", "-e", "state=held", "-e", "by=ada", "-e", "reason=look")
