@@ -34,10 +34,13 @@ PATIENCE_S = 240  # as the page says, one waits and asks again
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """The hosts that the pages name, with nothing on them."""
+    """The hosts that the pages name, with a first deployment: what is attested before it is refused."""
     shutil.rmtree(PROJECT / "build/incidents/lab", ignore_errors=True)
     spec = PROJECT / "tests/end_to_end/runbooks.yml"
-    yield from make_lab("runbooks", spec, tmp_path_factory.mktemp("runbooks") / "i")
+    for lab in make_lab("runbooks", spec, tmp_path_factory.mktemp("runbooks") / "i"):
+        played = lab.play("stage1.yml", "-e", "traffic=1")
+        assert played.returncode == 0, played.output
+        yield lab
 
 
 def typed(lab: Lab, step: Step) -> subprocess.CompletedProcess[str]:
