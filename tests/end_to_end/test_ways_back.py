@@ -185,8 +185,10 @@ def test_a_rehearsal_measures_and_attests(pair: Lab) -> None:
     refused = pair.play("rehearse.yml")
     assert refused.returncode != 0
     assert "If it is meant: -e rehearse_in=lab. Nothing was touched." in words(refused.output)
-    # The release that was degraded a moment ago may have opened a breaker.
-    stage1(pair, "-e", "resume_by=a-test", "-e", "resume_reason=understood")
+    # The release that was degraded a moment ago may have opened a breaker. What it did until it had ended is
+    # in the window, which is as short as that on the lab's scale: another share begins another one.
+    stage1(pair, "-e", "traffic=9", "-e", "resume_by=a-test", "-e", "resume_reason=understood")
+    stage1(pair)
     played = pair.play("rehearse.yml", "-e", "rehearse_in=lab")
     assert played.returncode == 0, played.output
     rehearsed = last_record(pair, "rehearsed")["data"]
