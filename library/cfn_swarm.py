@@ -73,6 +73,7 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,12 @@ def content(path: Path) -> bytes:
 
 
 def keep(digest: str) -> None:
-    """Keep what has passed, in one step."""
+    """Keep what has passed, in one step. A ladder that cannot be kept has passed all the same."""
     fresh = PASSED.with_suffix(".new")
-    fresh.write_text(digest)
-    fresh.chmod(0o644)
-    fresh.replace(PASSED)
+    with suppress(OSError):
+        fresh.write_text(digest)
+        fresh.chmod(0o644)
+        fresh.replace(PASSED)
 
 
 def problems(step: dict[str, Any], found: dict[str, Any]) -> list[str]:

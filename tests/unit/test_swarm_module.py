@@ -1,10 +1,12 @@
 """cfn_swarm: which ladder counts as passed before, and what is left of it then."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from library.cfn_swarm import digest_of, first_steps
+from library import cfn_swarm
+from library.cfn_swarm import digest_of, first_steps, keep
 
 LADDER: list[dict[str, Any]] = [
     {"agents": 10, "version": "v1"},
@@ -46,3 +48,14 @@ def test_anything_else_is_tried_again(
 
 def test_of_what_has_passed_the_first_step_of_each_version_is_left() -> None:
     assert first_steps(LADDER, "v2") == [{"agents": 10, "version": "v1"}, {"agents": 10}]
+
+
+def test_what_has_passed_is_kept_where_it_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cfn_swarm, "PASSED", tmp_path / "passed")
+    keep("one")
+    keep("two")
+    assert [path.name for path in tmp_path.iterdir()] == ["passed"]
+    assert (tmp_path / "passed").read_text() == "two"
+    monkeypatch.setattr(cfn_swarm, "PASSED", tmp_path / "full/passed")
+    keep("three")
+    assert not (tmp_path / "full").exists()
