@@ -3,7 +3,9 @@
 import os
 import resource
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections import Counter
 from typing import Any
@@ -12,10 +14,13 @@ import pytest
 
 from cfn.client import Client
 from cfn.engine.assignment import OVERDUE_S
+from cfn.engine.guard import one_at_a_time
+from cfn.engine.lean import control
 from cfn.engine.lean.agent_process import GRACE_S
+from cfn.errors import RefusedError
 
 from .conftest import Engine
-from .harness import send_signal
+from .harness import SOURCE, send_signal
 
 pytestmark = pytest.mark.processes
 
@@ -262,6 +267,75 @@ def test_a_new_spawner_keeps_the_workers_of_the_old_one(engine: Engine) -> None:
     assert [agent["pid"] for agent in engine.ask(verb="status")["agents"]] == before
     os.kill(before[0], signal.SIGKILL)  # no child of this spawner, and still noticed and replaced
     engine.until(lambda: engine.ask(verb="status")["agents"][0]["pid"] not in (0, before[0]), 5)
+
+
+def hub(engine: Engine) -> control.Channel:
+    """Another hub of the spawner."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(str(engine.paths.spawner_socket))
+    channel = control.Channel(connection)
+    epoch = engine.ask(verb="health")["epoch"] if "conductor" in engine.processes else 1
+    channel.send(control.message("hello", epoch, 0))
+    return channel
+
+
+def order(channel: control.Channel, swarm_id: str, *agents: str) -> None:
+    """Have it ask for workers."""
+    channel.send(control.message("spawn", swarm_id, 0, control.rows([(agent, 0, 0, 0) for agent in agents])))
+
+
+def test_an_agent_that_two_requests_order_at_once_has_one_worker(engine: Engine) -> None:
+    engine.launch("spawner")
+    engine.until(engine.paths.spawner_socket.exists, 5)
+    channel = hub(engine)
+    engine.processes["spawner"].send_signal(signal.SIGSTOP)
+    order(channel, "kept", "agent-1", "agent-2")
+    order(channel, "kept", "agent-2", "agent-3")
+    engine.processes["spawner"].send_signal(signal.SIGCONT)
+    engine.until(lambda: len(engine.leaders()) == 3, 5)
+    channel.send(control.message("end", "kept", control.rows([(f"agent-{n}",) for n in (1, 2, 3)])))
+    channel.close()
+    engine.until(lambda: not engine.leaders(), 5)
+
+
+def test_workers_of_a_swarm_that_is_over_are_found_by_the_sweep(engine: Engine) -> None:
+    engine.start()
+    channel = hub(engine)
+    order(channel, "task:over", "agent-1")
+    engine.until(lambda: len(engine.leaders()) == 1, 5)
+    channel.close()
+    engine.until(lambda: not engine.leaders(), 10)
+
+
+def test_a_lock_goes_through_an_exec_and_no_child_keeps_it(engine: Engine) -> None:
+    path = engine.paths.root / "lock"
+    became = "print(flush=True); import sys; sys.stdin.read()"
+    script = f"""
+import os, subprocess, sys
+from pathlib import Path
+from cfn.engine.guard import one_at_a_time
+lock = one_at_a_time(Path({str(path)!r}), "daemon")
+os.set_inheritable(lock, True)
+child = subprocess.Popen(["sleep", "60"], close_fds=False)
+print(child.pid, flush=True)
+os.execv(sys.executable, [sys.executable, "-c", {became!r}])
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**engine.environment, "PYTHONPATH": str(SOURCE)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as daemon:
+        assert daemon.stdout is not None
+        child = int(daemon.stdout.readline())
+        daemon.stdout.readline()
+        with pytest.raises(RefusedError, match="another daemon is running"):
+            one_at_a_time(path, "daemon")
+        daemon.kill()
+        daemon.wait()
+        assert send_signal(child, 0)
+        os.close(one_at_a_time(path, "daemon"))
+        send_signal(child, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("short", ["spawner", "conductor"])

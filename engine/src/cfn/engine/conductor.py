@@ -235,6 +235,7 @@ class Conductor:
         self._reload = True
 
     def _sweep(self) -> None:
+        self._release_workers()  # again: while the spawner was away, no word that a swarm is over reached it
         try:
             removed = self.keeper.sweep(self.config.retention_s)
             if removed != Removed():

@@ -38,11 +38,13 @@ def own_folder(path: Path) -> None:
 def one_at_a_time(path: Path, name: str) -> int:
     """Hold the lock of a daemon of which one may run; the descriptor is kept until the process ends.
 
+    A POSIX lock: it goes through an exec, and no child has it, so that a worker that has just been forked
+    keeps no new spawner out when its own dies. It ends when the process closes any descriptor of the file.
     Raises RefusedError at once when another holds it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise RefusedError(f"another {name} is running ({path} is locked)") from None

@@ -116,13 +116,14 @@ def _old(folder: Path, age_s: float) -> Iterator[Path]:
 
 
 def _free(lock: Path) -> bool:
-    """Whether no daemon holds this lock."""
+    """Whether no daemon holds this lock (guard.one_at_a_time). Not for the process that may hold it itself:
+    closing the file would end that."""
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     finally:

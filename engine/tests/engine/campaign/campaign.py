@@ -127,11 +127,13 @@ class Campaign:
                 self.report.problem(f"{len(missing)} messages to {agent} of {swarm_id} are lost")
         for swarm_id in self._callers.kept:
             engine.ask(verb="shutdown", swarm_id=swarm_id)
-        for pid in engine.leaders():  # one that was stopped for good, and then lost its spawner
+        # One that was stopped for good, and then lost its spawner, perhaps before it led a session: then
+        # it has others' sockets too.
+        for pid in engine.workers():
             send_signal(pid, signal.SIGCONT)
         with suppress(AssertionError):
-            engine.until(lambda: not engine.leaders(), 5)
-        for pid in engine.leaders():
+            engine.until(lambda: not engine.workers(), 5)
+        for pid in engine.workers():
             self.report.problem(f"worker {pid} is left")
 
     def _judge(self) -> None:

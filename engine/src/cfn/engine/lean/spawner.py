@@ -245,10 +245,12 @@ class Spawner:
         most = min(_HAND_OUT, max(1, int(self._rate * _BURST_S))) if self._rate else _HAND_OUT
         ready: list[_Held] = []
         births: list[Birth] = []
+        named: set[str] = set()
         while self._todo and len(births) < most:
             order = self._todo[-1]
-            if order.hub != hub or order.swarm_id != swarm_id:
-                break
+            if order.hub != hub or order.swarm_id != swarm_id or order.agent in named:
+                break  # two requests may want the same agent: the next turn hands out who is born in this
+            named.add(order.agent)
             held = self._held.get((swarm_id, order.agent))
             if held is not None and held.pid == order.replaced:
                 self._signal(held)  # the hub saw its end: make it true
