@@ -35,7 +35,7 @@ class Client:
         self._file = self._socket.makefile("rb")
 
     def request(self, value: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Send one request and yield the answers as they come; the caller stops at the final one.
+        """Send one request now and yield the answers as they come; the caller stops at the final one.
 
         Blocks between answers. Raises NotRunningError when the connection ends or times out first,
         DamagedError for an answer that is no JSON object.
@@ -43,6 +43,12 @@ class Client:
         try:
             with suppress(BrokenPipeError):  # a request that is cut off is answered all the same
                 self._socket.sendall(json.dumps(value).encode() + b"\n")
+        except OSError as error:
+            raise NotRunningError(f"the conductor at {self._path} takes no request: {error}") from error
+        return self._answers()
+
+    def _answers(self) -> Iterator[dict[str, Any]]:
+        try:
             while line := self._file.readline():
                 yield _object(line)
         except OSError as error:

@@ -303,6 +303,31 @@ def test_a_swarm_that_is_shut_down_waits_for_no_dead_coordinator(swarm: Engine) 
     swarm.until(lambda: not swarm.workers(), 3)
 
 
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_swarm_that_is_shut_down_while_what_runs_on_it_moves_leaves_no_worker(
+    hybrid: Engine, heard: bool
+) -> None:
+    """Its coordinator dies after it `heard` of the end, with its agents in their grace; or before."""
+    agent = hybrid.agent("trap '' TERM; sleep 60")
+    hybrid.configure(CFN_TOPOLOGY="hybrid", CFN_COORDINATORS=4, CFN_AGENT_COMMAND=agent)
+    time.sleep(1.1)  # the conductor looks at its configuration once a second
+    hybrid.ask(verb="init", agents=AGENTS, swarm_id="s")
+    with (
+        hybrid.begin(task_id="t", agents=AGENTS, swarm_id="s"),
+        Client(hybrid.paths.conductor_socket, timeout_s=15) as client,
+    ):
+        hybrid.until(lambda: len(hybrid.runs()) == AGENTS - 4, 10)
+        if not heard:
+            send_signal(hybrid.processes["coordinator-3"].pid, signal.SIGSTOP)
+        asked = client.request({"verb": "shutdown", "swarm_id": "s"})
+        hybrid.until(lambda: not hybrid.ask(verb="health")["swarms"], 5)
+        hybrid.processes["coordinator-3"].kill()
+        assert next(asked)["agents"] == AGENTS
+    hybrid.until(lambda: not hybrid.workers(), 5)
+    time.sleep(1)  # a hub that took the team for a kept one would have replaced its workers by now
+    assert not hybrid.workers()
+
+
 def test_a_stop_of_everything_leaves_no_process_socket_or_claim(swarm: Engine) -> None:
     with swarm.begin(task_id="t", agents=AGENTS, swarm_id="s"):
         swarm.until(lambda: len(swarm.runs()) == AGENTS - 4, 10)

@@ -204,8 +204,8 @@ class Conductor:
         self.swarms.balance()
 
     def swarms_in_use(self) -> list[str]:
-        """Every swarm that a request or `init` still needs."""
-        return self.swarms.ids + self.coordinations.swarms
+        """Every swarm that `init` made, and a request's own. What runs on a swarm ends with it."""
+        return self.swarms.ids + self.coordinations.own_swarms
 
     def _release_workers(self) -> None:
         """Have the spawner let go of what no swarm needs: a hub that died cannot have said so."""

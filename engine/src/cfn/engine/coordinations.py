@@ -88,9 +88,10 @@ class Coordinations:
         return len(self._queue) + len(self._running)
 
     @property
-    def swarms(self) -> list[str]:
-        """The swarms of requests that have not ended."""
-        return self._running.swarms + list(map(swarm_of, self._queue))
+    def own_swarms(self) -> list[str]:
+        """The swarms that requests which have not ended have for themselves."""
+        open_requests = (*self._running.requests, *self._queue)
+        return [swarm_of(request) for request in open_requests if not request.swarm_id]
 
     @property
     def running_agents(self) -> int:

@@ -77,9 +77,9 @@ class Running:
         return len(self._begun)
 
     @property
-    def swarms(self) -> list[str]:
-        """The swarms that they run on."""
-        return [begun.swarm_id for begun in self._begun.values()]
+    def requests(self) -> list[Request]:
+        """What was asked."""
+        return [begun.request for begun in self._begun.values()]
 
     @property
     def agents(self) -> int:
@@ -113,6 +113,9 @@ class Running:
         """Order a team's part from the host that has the team, under a new epoch."""
         request, plan = begun_.request, team.plan
         team.epoch = epoch = self._next()
+        kept = self._swarms.keeps(begun_.swarm_id)
+        if request.swarm_id and not kept:
+            begun_.given_up = begun_.given_up or f"swarm {request.swarm_id} was shut down"
 
         def again() -> None:
             if team.epoch == epoch and team.final is None:
@@ -136,7 +139,7 @@ class Running:
             task_id=request.task_id,
             swarm_id=begun_.swarm_id,
             team=plan.team,
-            kept=self._swarms.has(begun_.swarm_id),
+            kept=kept,
             shared=len(begun_.teams) > 1,
             key=request.key,
             epoch=epoch,

@@ -94,6 +94,11 @@ class Swarms:
         """Whether there is a kept swarm of this name, ending or not."""
         return swarm_id in self._swarms
 
+    def keeps(self, swarm_id: str) -> bool:
+        """Whether the teams of this swarm outlive a request: it is kept, and is not ending."""
+        swarm = self._swarms.get(swarm_id)
+        return swarm is not None and not swarm.ending
+
     def named(self, swarm_id: str) -> KeptSwarm:
         """A swarm, the current one for an empty name. Raises RefusedError."""
         found = [swarm for swarm in self.all if swarm_id in ("", swarm.swarm_id)]

@@ -275,10 +275,11 @@ class Scenarios:
         swarm_id = self._callers.new_swarm()
         self._engine.ask(verb="init", agents=13, swarm_id=swarm_id)
         task, request = self._callers.on_kept(swarm_id, agents=13)
-        self._callers.ask(task, request)
-        with self._callers.verb(verb="shutdown", swarm_id=swarm_id):
-            time.sleep(self._random.choice([0.0, 0.002, 0.01]))
-            self._faults.strike(state)
+        with self._callers.asking(task, request) as accepted:
+            accepted.wait(SEEN_S)  # in most cases it runs still when its swarm goes
+            with self._callers.verb(verb="shutdown", swarm_id=swarm_id):
+                time.sleep(self._random.choice([0.0, 0.002, 0.01]))
+                self._faults.strike(state)
         self._end(swarm_id)
 
     def _end(self, swarm_id: str) -> None:
