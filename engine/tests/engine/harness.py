@@ -42,7 +42,7 @@ class Engine:
     def start(self, *names: str) -> None:
         for name in names or ("spawner", "conductor"):
             self.launch(name)
-        self.until(lambda: "error" not in self.ask(verb="health"), 5)
+        self.until(lambda: "error" not in self.ask(verb="health"), 15)
 
     def start_hybrid(self, coordinators: int) -> None:
         """All daemons, and wait until they are connected."""
@@ -70,7 +70,7 @@ class Engine:
         return self.paths.root / f"{name}.log"
 
     def up(self) -> None:
-        self.until(lambda: self.ask(verb="health").get("spawner") == "up", 5)
+        self.until(lambda: self.ask(verb="health").get("spawner") == "up", 15)
 
     def coordinator(self, number: int) -> dict[str, Any]:
         """What health says of a coordinator."""

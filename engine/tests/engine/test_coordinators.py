@@ -90,7 +90,7 @@ def test_a_killed_coordinators_workers_move_and_the_running_coordination_complet
     assert swarm.coordinator(2)["failovers"] == 1
     swarm.launch("coordinator-2")
     swarm.connected(2)
-    swarm.until(lambda: home(swarm), 5)
+    swarm.until(lambda: home(swarm), 15)
     assert swarm.pids("s") == before
     all_done(swarm, running_then(swarm), runs=2)
 
@@ -112,7 +112,7 @@ def test_without_any_coordinator_the_conductor_serves(swarm: Engine) -> None:
     for name in coordinator_names(4):
         swarm.launch(name)
     swarm.connected(1, 2, 3, 4)
-    swarm.until(lambda: home(swarm), 5)
+    swarm.until(lambda: home(swarm), 15)
     all_done(swarm, running_then(swarm), runs=3)
     assert swarm.pids("s") == before
 
@@ -130,7 +130,7 @@ def test_one_that_hangs_shows_before_it_is_killed(swarm: Engine) -> None:
     swarm.until(lambda: swarm.coordinator(3)["state"] == "hung", HANG_S)
     assert swarm.processes["coordinator-3"].poll() is None
     send_signal(swarm.processes["coordinator-3"].pid, signal.SIGCONT)
-    swarm.until(lambda: swarm.coordinator(3)["state"] == "up", 2)
+    swarm.until(lambda: swarm.coordinator(3)["state"] == "up", 15)
 
 
 def test_stopped_for_less_than_the_bound_is_no_death(swarm: Engine) -> None:
@@ -166,7 +166,7 @@ def test_killing_the_conductor_restarts_nobody_and_loses_nothing(swarm: Engine) 
     workers = swarm.pids("s")
     daemons = {name: swarm.processes[name].pid for name in (*coordinator_names(4), "spawner")}
     all_done(swarm, running_then(swarm, ("conductor", signal.SIGKILL)))
-    swarm.until(lambda: home(swarm), 5)
+    swarm.until(lambda: home(swarm), 15)
     assert swarm.pids("s") == workers
     assert {name: swarm.processes[name].pid for name in daemons} == daemons
     assert all(swarm.processes[name].poll() is None for name in daemons)
@@ -181,7 +181,7 @@ def test_a_team_that_is_abroad_stays_with_one_hub_when_the_conductor_restarts_wi
     """The coordinator that has another's team is stopped while the conductor restarts and gives that
     team to somebody else: when it goes on, it must let go of the team, or it takes its answers."""
     swarm.kill("coordinator-2")
-    swarm.until(lambda: bool(crowded(swarm)), 5)
+    swarm.until(lambda: bool(crowded(swarm)), 15)
     (host,) = crowded(swarm)
     send_signal(swarm.processes[f"coordinator-{host}"].pid, signal.SIGSTOP)
     swarm.kill("conductor")
@@ -213,9 +213,9 @@ def test_by_hand(swarm: Engine, how: str) -> None:
         assert swarm.processes["coordinator-1"].wait(5) == -signal.SIGKILL
     assert swarm.pids("s") == before
     swarm.launch("coordinator-1")
-    swarm.until(lambda: swarm.coordinator(1).get("pid", pid) != pid, 5)
+    swarm.until(lambda: swarm.coordinator(1).get("pid", pid) != pid, 15)
     assert swarm.ask(verb="failover", coordinator=1, how="resume")["state"] == "up"
-    swarm.until(lambda: home(swarm), 5)
+    swarm.until(lambda: home(swarm), 15)
     all_done(swarm, running_then(swarm), runs=2)
     assert swarm.pids("s") == before
 
@@ -240,10 +240,10 @@ def test_without_automatic_failover_its_teams_wait(engine: Engine, ended_by: str
     engine.ask(verb="init", agents=AGENTS, swarm_id="s")
     time.sleep(1.1)  # what the start allows for coordinators to come
     engine.kill("coordinator-2")
-    engine.until(lambda: engine.coordinator(2)["state"] == "down", 5)
+    engine.until(lambda: engine.coordinator(2)["state"] == "down", 15)
     deadline_ms = 1_500 if ended_by == "deadline" else 20_000
     with engine.begin(task_id="t", agents=AGENTS, swarm_id="s", deadline_ms=deadline_ms):
-        engine.until(lambda: len(engine.runs()) == 27, 5)
+        engine.until(lambda: len(engine.runs()) == 27, 15)
         time.sleep(0.3)
         assert len(engine.runs()) == 27
         assert engine.ask(verb="result", task_id="t")["state"] == "running"
@@ -284,7 +284,7 @@ def test_a_swarm_that_is_shut_down_while_its_coordinator_is_dead_leaves_no_worke
         engine.ask(verb="init", agents=AGENTS, swarm_id="s")
         engine.processes["coordinator-3"].kill()
         assert engine.ask(verb="shutdown", swarm_id="s")["agents"] == AGENTS
-        engine.until(lambda: not engine.workers(), 3)
+        engine.until(lambda: not engine.workers(), 15)
         engine.processes["coordinator-3"].wait(5)
         engine.launch("coordinator-3")
         engine.connected(3)
@@ -300,7 +300,7 @@ def test_a_swarm_that_is_shut_down_waits_for_no_dead_coordinator(swarm: Engine) 
         began_s = time.monotonic()
         assert next(asked)["agents"] == AGENTS
     assert time.monotonic() - began_s < STOP_S
-    swarm.until(lambda: not swarm.workers(), 3)
+    swarm.until(lambda: not swarm.workers(), 15)
 
 
 @pytest.mark.parametrize("heard", [True, False])
@@ -320,10 +320,10 @@ def test_a_swarm_that_is_shut_down_while_what_runs_on_it_moves_leaves_no_worker(
         if not heard:
             send_signal(hybrid.processes["coordinator-3"].pid, signal.SIGSTOP)
         asked = client.request({"verb": "shutdown", "swarm_id": "s"})
-        hybrid.until(lambda: not hybrid.ask(verb="health")["swarms"], 5)
+        hybrid.until(lambda: not hybrid.ask(verb="health")["swarms"], 15)
         hybrid.processes["coordinator-3"].kill()
         assert next(asked)["agents"] == AGENTS
-    hybrid.until(lambda: not hybrid.workers(), 5)
+    hybrid.until(lambda: not hybrid.workers(), 15)
     time.sleep(1)  # a hub that took the team for a kept one would have replaced its workers by now
     assert not hybrid.workers()
 
@@ -334,7 +334,7 @@ def test_a_stop_of_everything_leaves_no_process_socket_or_claim(swarm: Engine) -
         began_s = time.monotonic()
         for name in ("conductor", *coordinator_names(4), "spawner"):
             swarm.kill(name, signal.SIGTERM)
-        swarm.until(lambda: not swarm.workers(), 5)
+        swarm.until(lambda: not swarm.workers(), 15)
     assert time.monotonic() - began_s < 15  # a hang; bench measures it
     assert all(process.returncode == 0 for process in swarm.processes.values()), swarm.log()
     left = {str(path.relative_to(swarm.paths.root)) for path in swarm.paths.run.iterdir()}
@@ -353,11 +353,11 @@ def test_a_worker_that_comes_to_a_hub_that_handed_its_team_over_lives_on(swarm: 
     first = swarm.pids("s")["agent-1"]
     send_signal(swarm.processes["spawner"].pid, signal.SIGSTOP)
     send_signal(first, signal.SIGKILL)
-    swarm.until(lambda: "agent-1" not in swarm.pids("s"), 5)
+    swarm.until(lambda: "agent-1" not in swarm.pids("s"), 15)
     time.sleep(0.3)  # its replacement is ordered
     swarm.ask(verb="failover", coordinator=1, how="drain")
     send_signal(swarm.processes["spawner"].pid, signal.SIGCONT)
-    swarm.until(lambda: len(swarm.pids("s")) == AGENTS - 4, 5)
+    swarm.until(lambda: len(swarm.pids("s")) == AGENTS - 4, 15)
     pids = swarm.pids("s")
     time.sleep(1.5)
     assert swarm.pids("s") == pids
@@ -396,4 +396,4 @@ def test_workers_of_a_done_team_wait_for_their_request_and_end_with_it(hybrid: E
             hybrid.launch(killed)
         answer = hybrid.ask(verb="coordinate", task_id="t", agents=AGENTS)
     assert answer["states"]["done"] == AGENTS
-    hybrid.until(lambda: hybrid.leaders() == [], 3)
+    hybrid.until(lambda: hybrid.leaders() == [], 15)

@@ -96,7 +96,7 @@ def test_swarms_are_bounded(running: Engine) -> None:
 def test_names_are_bounded(running: Engine) -> None:
     fits = [f"{number:0125d}xxx" for number in range(MAX_NAMES_BYTES // 128)]
     running.configure(CFN_MAX_AGENTS=2_000)
-    running.until(lambda: running.ask(verb="health")["max_agents"] == 2_000, 3)
+    running.until(lambda: running.ask(verb="health")["max_agents"] == 2_000, 15)
     assert running.ask(verb="coordinate", task_id="t", agent_ids=fits)["states"]["done"] == len(fits)
     refused = running.ask(verb="coordinate", task_id="u", agent_ids=[*fits, "one-more"])
     assert (refused["exit_code"], "longer than 48000 bytes" in refused["error"]) == (5, True)
@@ -129,7 +129,7 @@ def test_connections_are_bounded_and_the_next_is_told(running: Engine) -> None:
                 "exit_code": 5,
             }
     # It closes those of before as it comes to them.
-    running.until(lambda: "error" not in running.ask(verb="health"), 5)
+    running.until(lambda: "error" not in running.ask(verb="health"), 15)
     assert running.ask(verb="coordinate", task_id="t", agents=3)["states"]["done"] == 3
 
 
@@ -258,7 +258,7 @@ def test_a_kept_swarm_is_whole_again_when_processes_can_be_made(others: Engine) 
     limit_processes(spawner, 1)
     for pid in list(others.pids("s").values())[:3]:
         send_signal(pid, signal.SIGKILL)
-    others.until(lambda: "fork failed" in others.logged("spawner").read_text(), 5)
+    others.until(lambda: "fork failed" in others.logged("spawner").read_text(), 15)
     assert others.ask(verb="coordinate", task_id="t", agents=10, swarm_id="s", deadline_ms=500)["states"] == {
         "done": 7,
         "failed": 0,
@@ -266,7 +266,7 @@ def test_a_kept_swarm_is_whole_again_when_processes_can_be_made(others: Engine) 
         "unknown": 0,
     }
     limit_processes(spawner, 4_096)
-    others.until(lambda: len(others.pids("s")) == 10, 5)
+    others.until(lambda: len(others.pids("s")) == 10, 15)
     assert others.ask(verb="coordinate", task_id="u", agents=10, swarm_id="s")["states"]["done"] == 10
 
 
@@ -338,7 +338,7 @@ def test_an_outcome_that_finds_no_room_is_told_when_there_is_some(small: Engine)
     small.configure(CFN_AGENT_COMMAND=small.agent("sleep 0.3; head -c 20000 /dev/urandom | base64"))
     small.start()
     with small.begin(task_id="t", agents=8):
-        small.until(lambda: len(small.runs()) == 8, 5)
+        small.until(lambda: len(small.runs()) == 8, 15)
         filler = fill(small)
         small.until(lambda: "outcome cannot be stored yet" in small.logged("conductor").read_text(), 10)
         assert small.ask(verb="result", task_id="t")["state"] == "complete"

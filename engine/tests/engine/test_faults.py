@@ -50,7 +50,7 @@ def test_a_conductor_that_is_killed_goes_on_where_it_was(engine: Engine, after_s
     engine.start("conductor")
     answer = engine.ask(verb="coordinate", task_id="t", agents=30)
     assert accounted(engine, answer, 30)["done"] == 30
-    engine.until(lambda: not engine.workers(), 3)
+    engine.until(lambda: not engine.workers(), 15)
 
 
 def test_a_conductor_that_is_away_while_agents_end_finds_their_results(engine: Engine) -> None:
@@ -58,10 +58,10 @@ def test_a_conductor_that_is_away_while_agents_end_finds_their_results(engine: E
     engine.configure(CFN_AGENT_COMMAND=command)
     engine.start()
     with engine.begin(task_id="t", agents=5):
-        engine.until(lambda: len(engine.runs()) == 5, 5)
+        engine.until(lambda: len(engine.runs()) == 5, 15)
         engine.kill("conductor")
         engine.kill("spawner")  # now nobody holds the workers' sockets
-    engine.until(lambda: not engine.workers(), 5)
+    engine.until(lambda: not engine.workers(), 15)
     engine.start()
     answer = engine.ask(verb="coordinate", task_id="t", agents=5)
     assert accounted(engine, answer, 5)["done"] == 5
@@ -72,7 +72,7 @@ def test_agents_that_run_without_conductor_and_spawner_are_waited_for(engine: En
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 1; echo late"))
     engine.start()
     with engine.begin(task_id="t", agents=5):
-        engine.until(lambda: len(engine.runs()) == 5, 5)
+        engine.until(lambda: len(engine.runs()) == 5, 15)
         engine.kill("conductor")
         engine.kill("spawner")
     engine.start()
@@ -92,7 +92,7 @@ def test_a_spawner_that_is_killed_takes_no_worker_along(engine: Engine, after_s:
         engine.start("spawner")
     answer = engine.ask(verb="coordinate", task_id="t", agents=30)
     assert accounted(engine, answer, 30)["done"] == 30
-    engine.until(lambda: not engine.workers(), 3)
+    engine.until(lambda: not engine.workers(), 15)
 
 
 def test_without_a_spawner_all_is_undelivered_at_the_deadline(engine: Engine) -> None:
@@ -107,13 +107,13 @@ def test_a_worker_that_dies_while_it_runs_is_unknown_and_leaves_nothing(engine: 
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 1000 & wait"))
     engine.start()
     with engine.begin(task_id="t", agents=4):
-        engine.until(lambda: len(engine.runs()) == 4, 5)
+        engine.until(lambda: len(engine.runs()) == 4, 15)
         for pid in engine.leaders():
             os.kill(pid, signal.SIGKILL)
         answer = engine.ask(verb="coordinate", task_id="t", agents=4)
     assert accounted(engine, answer, 4)["unknown"] == 4
     assert answer["delivery_rate_pct"] == 100
-    engine.until(lambda: not engine.workers(), 3)
+    engine.until(lambda: not engine.workers(), 15)
 
 
 def test_workers_killed_at_random_lose_and_repeat_nothing(engine: Engine) -> None:
@@ -142,7 +142,7 @@ def test_a_stopped_worker_is_undelivered_at_the_deadline_and_never_starts(engine
     assert accounted(engine, answer, 3) == {"done": 2, "failed": 0, "undelivered": 1, "unknown": 0}
     assert answer["results"][1]["reason"] == "no acknowledgement within 300 ms"
     # It was killed, and replaced.
-    engine.until(lambda: all(a["pid"] not in (0, stopped) for a in engine.ask(verb="status")["agents"]), 5)
+    engine.until(lambda: all(a["pid"] not in (0, stopped) for a in engine.ask(verb="status")["agents"]), 15)
     assert engine.ask(verb="coordinate", task_id="t2", agents=3, swarm_id=swarm)["states"]["done"] == 3
 
 
@@ -150,7 +150,7 @@ def test_a_worker_that_is_stopped_for_a_while_and_goes_on_is_no_failure(engine: 
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 0.3"))
     engine.start()
     with engine.begin(task_id="t", agents=2, deadline_ms=300):
-        engine.until(lambda: len(engine.runs()) == 2, 5)
+        engine.until(lambda: len(engine.runs()) == 2, 15)
         stopped = engine.leaders()
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
@@ -170,7 +170,7 @@ def test_revoked_is_what_never_starts(engine: Engine) -> None:
     assert stopped > 1
     os.kill(stopped, signal.SIGSTOP)
     with engine.begin(task_id="t", agents=3, swarm_id=swarm):
-        engine.until(lambda: len(engine.runs()) == 2, 5)
+        engine.until(lambda: len(engine.runs()) == 2, 15)
         answer = engine.ask(verb="revoke", task_id="t")
         assert [r["state"] for r in answer["results"]] == ["undelivered", "running", "running"]
         assert answer["results"][0]["reason"] == "revoked"
@@ -203,13 +203,13 @@ def test_a_clean_stop_reports_what_is_undelivered_and_leaves_no_process(engine: 
     engine.start()
     engine.ask(verb="init", agents=2)
     with engine.begin(task_id="t", agents=10), engine.begin(task_id="u", agents=10):
-        engine.until(lambda: len(engine.runs()) == 20, 5)
+        engine.until(lambda: len(engine.runs()) == 20, 15)
         with engine.begin(task_id="v", agents=10), Client(engine.paths.conductor_socket) as waiting:
             answers = waiting.request({"verb": "coordinate", "task_id": "v", "agents": 10})
             next(answers)
             engine.kill("conductor", signal.SIGTERM)
             assert next(answers)["states"]["undelivered"] == 10
-    engine.until(lambda: not engine.workers(), 3)
+    engine.until(lambda: not engine.workers(), 15)
     engine.start("conductor")
     for task in ("t", "u"):
         states = engine.ask(verb="result", task_id=task)["states"]
@@ -257,16 +257,16 @@ def test_a_new_spawner_keeps_the_workers_of_the_old_one(engine: Engine) -> None:
     engine.ask(verb="init", agents=3)
     before = [agent["pid"] for agent in engine.ask(verb="status")["agents"]]
     engine.kill("spawner")
-    engine.until(lambda: engine.ask(verb="health")["spawner"] == "down", 5)
+    engine.until(lambda: engine.ask(verb="health")["spawner"] == "down", 15)
     engine.start("spawner")
     engine.up()
     time.sleep(0.1)  # for what came with the hello
     engine.kill("conductor")
     engine.start("conductor")
-    engine.until(lambda: all(a["state"] == "up" for a in engine.ask(verb="status")["agents"]), 5)
+    engine.until(lambda: all(a["state"] == "up" for a in engine.ask(verb="status")["agents"]), 15)
     assert [agent["pid"] for agent in engine.ask(verb="status")["agents"]] == before
     os.kill(before[0], signal.SIGKILL)  # no child of this spawner, and still noticed and replaced
-    engine.until(lambda: engine.ask(verb="status")["agents"][0]["pid"] not in (0, before[0]), 5)
+    engine.until(lambda: engine.ask(verb="status")["agents"][0]["pid"] not in (0, before[0]), 15)
 
 
 def hub(engine: Engine) -> control.Channel:
@@ -286,23 +286,23 @@ def order(channel: control.Channel, swarm_id: str, *agents: str) -> None:
 
 def test_an_agent_that_two_requests_order_at_once_has_one_worker(engine: Engine) -> None:
     engine.launch("spawner")
-    engine.until(engine.paths.spawner_socket.exists, 5)
+    engine.until(engine.paths.spawner_socket.exists, 15)
     channel = hub(engine)
     engine.processes["spawner"].send_signal(signal.SIGSTOP)
     order(channel, "kept", "agent-1", "agent-2")
     order(channel, "kept", "agent-2", "agent-3")
     engine.processes["spawner"].send_signal(signal.SIGCONT)
-    engine.until(lambda: len(engine.leaders()) == 3, 5)
+    engine.until(lambda: len(engine.leaders()) == 3, 15)
     channel.send(control.message("end", "kept", control.rows([(f"agent-{n}",) for n in (1, 2, 3)])))
     channel.close()
-    engine.until(lambda: not engine.leaders(), 5)
+    engine.until(lambda: not engine.leaders(), 15)
 
 
 def test_workers_of_a_swarm_that_is_over_are_found_by_the_sweep(engine: Engine) -> None:
     engine.start()
     channel = hub(engine)
     order(channel, "task:over", "agent-1")
-    engine.until(lambda: len(engine.leaders()) == 1, 5)
+    engine.until(lambda: len(engine.leaders()) == 1, 15)
     channel.close()
     engine.until(lambda: not engine.leaders(), 10)
 
@@ -363,7 +363,7 @@ def test_a_stopped_agent_is_ended_in_time_however_often_its_hub_is_restarted(eng
     engine.configure(CFN_AGENT_COMMAND=engine.agent("sleep 1000"), CFN_AGENT_TIMEOUT_TIME=200)
     engine.start()
     with engine.begin(task_id="t", agents=2, deadline_ms=1_000):
-        engine.until(lambda: len(engine.runs()) == 2, 5)
+        engine.until(lambda: len(engine.runs()) == 2, 15)
         for pid in engine.leaders():
             send_signal(pid, signal.SIGSTOP)
     limit = time.monotonic() + 0.2 + 2 * GRACE_S + OVERDUE_S + 8

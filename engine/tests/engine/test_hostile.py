@@ -339,7 +339,7 @@ def test_a_worker_that_talks_garbage_and_floods_disturbs_nobody(engine: Engine) 
     liar = engine.pids("s")["agent-1"]
     generation = engine.ask(verb="health")["epoch"]
     with engine.begin(task_id="t", agents=3, swarm_id="s"), steal(liar, 0) as thief:
-        engine.until(lambda: len(engine.runs()) == 3, 5)
+        engine.until(lambda: len(engine.runs()) == 3, 15)
         for epoch in range(generation << 32, (generation << 32) + 8):
             for datagram in worker_garbage(epoch):
                 thief.send(datagram)
@@ -465,7 +465,7 @@ def test_children_that_outlive_their_agent_are_ended_with_it(engine: Engine) -> 
     engine.configure(CFN_AGENT_COMMAND=command)
     engine.start()
     assert engine.ask(verb="coordinate", task_id="t", agents=4)["states"]["done"] == 4
-    engine.until(lambda: not engine.workers(), 3)
+    engine.until(lambda: not engine.workers(), 15)
 
 
 def test_an_agent_cannot_reach_its_workers_sockets(engine: Engine) -> None:

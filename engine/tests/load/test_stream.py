@@ -128,7 +128,7 @@ async def test_who_is_never_answered_is_never(router: FakeRouter) -> None:
     began = time.monotonic()
     report = await router.load(3, answer_s=0.3)
     assert (report.never, report.answered_once, report.ok) == (3, 0, False)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5  # the answer it would have waited for
 
 
 async def test_an_answer_that_changes_counts_as_two(router: FakeRouter) -> None:
@@ -180,7 +180,7 @@ def test_nobody_there_is_never_and_bounded() -> None:
     report = run(plan)
     assert (report.never, report.sent, report.ok) == (2, 2, False)
     assert report.retries == 2 * MAX_RETRIES
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # a hang
 
 
 async def test_sigterm_ends_the_sending_and_settles_what_was_sent(router: FakeRouter) -> None:

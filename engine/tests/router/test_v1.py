@@ -50,7 +50,7 @@ async def test_whatever_v1_does(
 ) -> None:
     began = time.monotonic()
     caller, answer = await ask(start_router, tree, script)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 60  # what V1 sleeps
     assert answer["outcome"] == outcome
     assert {name: count for name, count in answer["coordination"]["states"].items() if count} == states
     assert says in answer["detail"]

@@ -132,7 +132,7 @@ class Campaign:
         for pid in engine.workers():
             send_signal(pid, signal.SIGCONT)
         with suppress(AssertionError):
-            engine.until(lambda: not engine.workers(), 5)
+            engine.until(lambda: not engine.workers(), 15)
         for pid in engine.workers():
             self.report.problem(f"worker {pid} is left")
 
