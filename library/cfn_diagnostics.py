@@ -49,7 +49,7 @@ EXAMPLES = r"""
 - name: Collect the last two hours
   cfn_diagnostics:
     host: "{{ inventory_hostname }}"
-    since_s: "{{ now(utc=true).timestamp() - 7200 }}"
+    since_s: "{{ (now(utc=true) | cfn_epoch_s) - 7200 }}"
     part_kb: 2048
     bundle_kb: 16384
     command_timeout_s: 10

@@ -39,7 +39,7 @@ EXAMPLES = r"""
 - name: Check the host
   cfn_preflight:
     needs: "{{ preflight_needs }}"
-    controller_time_s: "{{ now(utc=true, fmt='%s') }}"
+    controller_time_s: "{{ now(utc=true) | cfn_epoch_s }}"
   register: preflight_result
 """
 
