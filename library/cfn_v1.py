@@ -85,6 +85,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+whole:
+  description: All of V1 is there, and nothing was done to it.
+  returned: on failure
+  type: bool
 left:
   description: The paths that are there.
   returned: when state is read
@@ -295,15 +299,17 @@ def removed(module: AnsibleModule) -> dict[str, Any]:
     if problems:
         raise ArchiveError("; ".join(problems))
     there = [path for path in manifest.paths if not missing([path])]
+    found = differences(manifest)
     kept = [f"{path} is not in the archive" for path in unlisted(manifest)]
     kept += [
         f"{each.path} was changed since: {each.found}, in the archive {each.wanted}"
-        for each in differences(manifest)
+        for each in found
         if each.found != "absent"
     ]
     if kept:
         raise ArchiveError(
-            f"V1 is not removed: {'; '.join(kept)}. Archive it again: ansible-playbook decommission_v1.yml"
+            f"V1 is not removed: {'; '.join(kept)}. Archive it again: ansible-playbook decommission_v1.yml",
+            whole=all(each.found != "absent" for each in found),
         )
     units = [unit.name for unit in manifest.units if systemctl("cat", unit.name)]
     if not module.check_mode:
@@ -344,7 +350,7 @@ def main() -> None:
     try:
         module.exit_json(**states[module.params["state"]](module))
     except (ArchiveError, OSError) as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=str(error), whole=getattr(error, "whole", False))
 
 
 if __name__ == "__main__":

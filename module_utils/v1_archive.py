@@ -44,7 +44,12 @@ _OTHERS = ("/opt/cfn", "/etc/cfn", "/var/lib/cfn", "/var/lib/cfn-v1-archive", "/
 
 
 class ArchiveError(Exception):
-    """The archive cannot be made, believed or put in place; the text says what, found and expected."""
+    """The archive cannot be made, believed or put in place; the text says what, found and expected. `whole`:
+    V1 is all there, and nothing was done to it."""
+
+    def __init__(self, text: str, *, whole: bool = False) -> None:
+        super().__init__(text)
+        self.whole = whole
 
 
 @dataclass(frozen=True, slots=True)

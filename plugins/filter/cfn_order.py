@@ -185,7 +185,8 @@ def attestation(given: Mapping[str, Any], now: str) -> dict[str, Any]:
         raise AnsibleFilterError(f"{named[0]} needs {wanted} too. Nothing was recorded.")
     by = str(given["by"])
     if kind == "attested":
-        word = str(given.get("holds") or "true").lower()
+        said = given.get("holds")
+        word = "true" if said in (None, "") else str(said).lower()
         if word not in ("true", "yes", "false", "no"):
             raise AnsibleFilterError(f"holds={word} is refused: true and false are allowed")
         return {

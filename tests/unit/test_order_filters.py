@@ -94,6 +94,15 @@ def test_what_attest_records() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "holds"),
+    [("", True), (None, True), (True, True), ("yes", True), (False, False), ("False", False)],
+)
+def test_an_attestation_holds_unless_it_is_said_not_to(said: object, holds: bool) -> None:
+    given = {"attest": "oncall_available", "by": "ada", "holds": said}
+    assert cfn_order.attestation(given, NOW)["data"]["holds"] is holds
+
+
+@pytest.mark.parametrize(
     ("given", "words"),
     [
         ({}, "found none"),

@@ -166,11 +166,14 @@ def test_the_module_archives_predicts_and_repeats(tmp_path: Path, run_module: Ru
     removing = {"state": "removed", "archive": archive, "sha256": made["sha256"]}
     (own / "run").write_text("changed since\n")
     refused = run_module("cfn_v1", **removing)
-    assert refused["failed"]
+    assert (refused["failed"], refused["whole"]) == (True, True)
     assert "run was changed since" in refused["msg"]
     (own / "run").write_text("x\n")
     (own / "added").touch()
     assert "added is not in the archive" in run_module("cfn_v1", **removing)["msg"]
+    (own / "run").unlink()
+    assert run_module("cfn_v1", **removing)["whole"] is False
+    (own / "run").write_text("x\n")
     (own / "added").unlink()
     assert run_module("cfn_v1", check_mode=True, **removing)["changed"]
     assert own.exists()
