@@ -208,10 +208,13 @@ def capacity_asked(
 
 
 def capacity_lines(hosts: Iterable[str], hostvars: Hostvars) -> list[str]:
-    """What every host takes and keeps now."""
+    """What every host takes and keeps now, or why it is not known."""
     lines = []
     for host in hosts:
-        now = hostvars[host]["capacity_now"]
+        now = hostvars[host].get("capacity_now") or {}
+        if "after" not in now:
+            lines.append(f"{host}: NOT CHANGED: {' '.join(str(now.get('msg', 'no answer')).split())}")
+            continue
         was, after = now["before"], now["after"]
         lines.append(
             f"{host}: up to {after['agents']} agents (was {was['agents']}), larger requests go to V1; "

@@ -61,10 +61,11 @@ def chosen_hosts(hosts: Sequence[str], named: str = "") -> list[str]:
 def failover_choice(hosts: Sequence[str], hostvars: Hostvars, number: int) -> dict[str, str]:
     """Which host's coordinator is meant, and whether it is `planned` (it is up) or `dead`.
 
-    Of several hosts the one on which it is not up, if there is just one. Raises AnsibleFilterError naming
-    what was found.
+    Of several hosts the one on which it is not up, if there is just one; one that does not answer may be
+    meant as well. Raises AnsibleFilterError naming what was found.
     """
     states: dict[str, str] = {}
+    silent = []
     for host in hosts:
         answer = hostvars[host].get("failover_listed") or {}
         rows = {row["id"]: row["state"] for row in answer.get("coordinators", [])}
@@ -73,11 +74,13 @@ def failover_choice(hosts: Sequence[str], hostvars: Hostvars, number: int) -> di
             problem = "its topology is flat, so that it has no coordinators; stages 2 and 3 have"
         elif rows and number not in rows:
             problem = f"coordinator {number} does not exist; there are {', '.join(map(str, rows))}"
+        elif not rows:
+            silent.append(host)
         states[host] = rows.get(number) or f"refused: {problem}"
     known = {host: state for host, state in states.items() if not state.startswith("refused: ")}
     down = [host for host, state in known.items() if state not in ("up", "draining")]
-    meant = down if len(down) == 1 else list(known)
-    if len(meant) != 1:
+    meant = down if len(down) == 1 else [*known, *silent]
+    if len(meant) != 1 or meant == silent:
         found = "; ".join(f"{host}: {state}" for host, state in states.items())
         word = "which host is meant? -e host=NAME. " if known else ""
         raise AnsibleFilterError(f"coordinator {number}: {word}{found}. Nothing was touched.")

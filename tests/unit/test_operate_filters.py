@@ -155,6 +155,7 @@ def test_the_host_of_a_failover(states: dict[str, str], chosen: dict[str, str]) 
     [
         (answers(one="up", two="up"), "which host is meant"),
         (answers(one="down", two="down"), "which host is meant"),
+        (answers(one="up") | {"two": {"failover_listed": {"unreachable": True}}}, "which host is meant"),
         ({"one": {"failover_listed": {"topology": "flat"}}}, "flat"),
         (
             {"one": {"failover_listed": {"topology": "hybrid", "coordinators": [{"id": 1, "state": "up"}]}}},
@@ -167,6 +168,16 @@ def test_the_host_of_a_failover(states: dict[str, str], chosen: dict[str, str]) 
 def test_a_failover_that_is_refused(hostvars: dict[str, Any], words: str) -> None:
     with pytest.raises(AnsibleFilterError, match=words):
         cfn_trials.failover_choice(list(hostvars), hostvars, 3)
+
+
+def test_a_capacity_that_one_host_does_not_have_is_told_of_all() -> None:
+    now = {"agents": 300, "retention_s": "3600"}
+    done = {"before": now | {"agents": 708}, "after": now, "seconds": 0.2, "confirmed": True}
+    lines = cfn_operate.capacity_lines(
+        ["one", "two"], {"one": {"capacity_now": done}, "two": {"capacity_now": {"msg": "timed\nout"}}}
+    )
+    assert lines[0].startswith("one: up to 300 agents (was 708)")
+    assert lines[1] == "two: NOT CHANGED: timed out"
 
 
 @pytest.mark.parametrize("value", ["", "0", "x", "3;", "-1", "100"])
