@@ -58,6 +58,11 @@ previous:
     if none was.
   returned: always
   type: str
+kept:
+  description: The releases that are on the host.
+  returned: when state is known
+  type: list
+  elements: str
 changed_parts:
   description: What was changed, out of release, account, directory, unit and link.
   returned: always
@@ -206,7 +211,8 @@ def main() -> None:
     )
     if module.params["state"] == "known":
         in_force = CURRENT.readlink().name if CURRENT.is_symlink() else ""
-        module.exit_json(changed=False, version=in_force, previous=predecessor())
+        kept = sorted(path.name for path in (OPT / "releases").glob("*") if path.is_dir())
+        module.exit_json(changed=False, version=in_force, previous=predecessor(), kept=kept)
     version: str = module.params["version"]
     archive = Path(module.params["archive"])
     try:

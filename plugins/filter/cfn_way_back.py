@@ -297,12 +297,23 @@ def stage_of(hosts: Iterable[str], hostvars: Hostvars, table: Mapping[str, Any])
 def release_before(hosts: Iterable[str], hostvars: Hostvars, named: str) -> str:
     """The release that all hosts go back to, of `release_known`, or the one that is named.
 
-    Raises AnsibleFilterError where there is none, or hosts differ.
+    Raises AnsibleFilterError where there is none, hosts differ, or one has not the one that is named.
     """
     known = {host: hostvars[host].get("release_known", {}) for host in hosts}
     found = {host: (each["version"], each["previous"]) for host, each in known.items() if each.get("version")}
     previous = {str(before) for _, before in found.values()}
     if named:
+        without = [host for host in found if named not in known[host].get("kept", [])]
+        if without or not found:
+            have = [f"{host}: {', '.join(known[host].get('kept', [])) or 'none'}" for host in without]
+            raise AnsibleFilterError(
+                "\n".join(
+                    [
+                        f"release={named} is refused: not every host has it. Nothing was touched.",
+                        *(have or ["no host answered"]),
+                    ]
+                )
+            )
         return named
     if len(previous) == 1 and "" not in previous:
         return previous.pop()
@@ -340,6 +351,8 @@ def release_outcome(
         f"{float(way['objective_s']):g} s is {'met' if met else 'NOT met'}."
     ]
     lines += [f"{host}: NOT PROVED: {why}" for host, why in unproved.items()]
+    if way.get("check"):
+        lines = [f"Predicted: release {way['release']} in force on all hosts. Nothing was changed."]
     return {
         "id": way["id"],
         "release": way["release"],

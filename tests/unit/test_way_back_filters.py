@@ -244,6 +244,31 @@ def test_a_dry_run_claims_nothing() -> None:
     assert text == "Predicted: everything back to V1. Nothing was changed."
 
 
+KNOWN = {
+    "a": {"release_known": {"version": "2", "previous": "1", "kept": ["1", "2"]}},
+    "b": {"release_known": {"version": "2", "previous": "1", "kept": ["0", "1", "2"]}},
+    "off": {"release_known": {"msg": "unreachable"}},
+}
+
+
+@pytest.mark.parametrize(("named", "release"), [("", "1"), ("1", "1"), ("2", "2")])
+def test_the_release_to_go_back_to(named: str, release: str) -> None:
+    assert back.release_before(KNOWN, KNOWN, named) == release
+
+
+def test_a_release_that_a_host_has_not_is_refused() -> None:
+    with pytest.raises(AnsibleFilterError, match=r"release=0 is refused.*\na: 1, 2$"):
+        back.release_before(KNOWN, KNOWN, "0")
+    with pytest.raises(AnsibleFilterError, match="no host answered"):
+        back.release_before(["off"], KNOWN, "1")
+
+
+def test_a_dry_run_of_going_back_to_a_release_claims_nothing() -> None:
+    asked = {"id": "x", "release": "1", "decided_s": 0, "objective_s": 60, "check": True}
+    text = back.release_outcome(KNOWN, KNOWN, asked, 1)["text"]
+    assert text == "Predicted: release 1 in force on all hosts. Nothing was changed."
+
+
 @pytest.mark.parametrize(
     ("agents", "stage"), [(100, "stage1"), (300, "stage2"), (708, "stage3"), (150, "stage2")]
 )
