@@ -184,6 +184,8 @@ def main() -> None:
     elif state == "anchors":
         kept = run_cfn(module, ["ledger", "anchors", "--environment", parameters["environment"]])
         module.exit_json(changed=False, anchors=kept["anchors"])
+    elif state == "exported" and module.check_mode:  # it would make a key if there is none
+        module.exit_json(changed=False, export=None)
     elif state == "exported":
         exported = run_cfn(module, ["ledger", "export", "--stage", parameters["stage"]])
         del exported["rc"]

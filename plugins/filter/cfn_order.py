@@ -150,13 +150,16 @@ def watch_targets(hosts: Iterable[str], hostvars: Hostvars) -> dict[str, Any]:
     }
 
 
-def known_hosts(hosts: Iterable[str], hostvars: Hostvars) -> str:
-    """The lines of a known_hosts file, by inventory name, from what each host's `watch_host_key` was."""
+def known_hosts(hosts: Iterable[str], hostvars: Hostvars, before: str = "") -> str:
+    """The lines of a known_hosts file, by inventory name, from what each host's `watch_host_key` was. A host
+    that did not answer keeps the line that it has `before` (base64, as it was read)."""
+    kept = {line.split(" ", 1)[0]: line for line in base64.b64decode(before).decode().splitlines()}
     keys = {host: hostvars[host].get("watch_host_key", {}).get("content") for host in hosts}
     lines = [
-        f"{host} {' '.join(base64.b64decode(key).decode().split()[:2])}" for host, key in keys.items() if key
+        f"{host} {' '.join(base64.b64decode(key).decode().split()[:2])}" if key else kept.get(host, "")
+        for host, key in keys.items()
     ]
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(f"{line}\n" for line in lines if line)
 
 
 # What attest.yml can record, by the variable that names it, and what each needs beside it.

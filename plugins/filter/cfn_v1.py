@@ -148,7 +148,10 @@ def attested(result: Mapping[str, Any], by: str) -> dict[str, Any]:
 
 
 def restore_text(result: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
-    """The last words of V1's restoration; what the control host could not record is said."""
+    """The last words of V1's restoration; what the control host could not record is said. `recorded` is empty
+    after a dry run."""
+    if not recorded:
+        return str(result["text"])
     if recorded.get("record"):
         return f"{result['text']}\nledger record {recorded['record']['sequence']}"
     return (
@@ -196,7 +199,9 @@ def source_problems(hosts: Iterable[str], hostvars: Hostvars) -> str:
         missing = {"problem": f"{host}: its archive could not be made, as is said above"}
         said = hostvars[host].get("v1_source", missing)["problem"]
         found = (
-            "" if checked.get("rc") == 0 else checked.get("stderr") or checked.get("msg") or "not verified"
+            ""
+            if checked.get("rc") == 0 or checked.get("skipped")
+            else checked.get("stderr") or checked.get("msg") or "not verified"
         )
         bad.append(said or found)
     named = sorted({_one_line(each) for each in bad if each})
@@ -256,6 +261,8 @@ def restore_outcome(
     ]
     lines += [f"{host}: no release is installed, so V1 is proved by itself, past a router" for host in alone]
     lines += [f"{host}: NOT PROVED: {why}" for host, why in unproved.items()]
+    if asked["check"]:
+        lines = [f"Predicted: {what}. Nothing was changed."]
     return {
         "seconds": seconds,
         "retrieved_s": retrieved_s,

@@ -1,5 +1,6 @@
 """What the order of steps, the lock and attestations are asked with."""
 
+import base64
 import os
 import socket
 from typing import Any
@@ -81,6 +82,20 @@ def test_a_run_knows_itself_and_sees_that_another_is_dead() -> None:
     assert cfn_order.dead_run(mine | {"run": "4194304.1.x", "controller": "elsewhere"}) == ""
     assert cfn_order.dead_run(None) == ""
     assert mine["controller"] == socket.gethostname()
+
+
+def test_the_watch_keeps_the_key_of_a_host_that_does_not_answer() -> None:
+    def shown(text: str) -> str:
+        return base64.b64encode(text.encode()).decode()
+
+    hostvars = {
+        "one": {"watch_host_key": {"content": shown("ssh-ed25519 NEW root@one\n")}},
+        "two": {},
+        "new": {},
+    }
+    before = shown("one ssh-ed25519 OLD\ntwo ssh-ed25519 TWO\ngone ssh-ed25519 X\n")
+    assert cfn_order.known_hosts(hostvars, hostvars, before) == "one ssh-ed25519 NEW\ntwo ssh-ed25519 TWO\n"
+    assert cfn_order.known_hosts(hostvars, hostvars) == "one ssh-ed25519 NEW\n"
 
 
 def test_what_attest_records() -> None:

@@ -135,7 +135,7 @@ OBJECTIVES = {"v1_archive_retrieved_s": 1800, "v1_restored_s": 3600}
 
 
 def outcome(hostvars: dict[str, Any], now_s: float, **asked: Any) -> dict[str, Any]:
-    asked = {"traffic": "v1", "rehearse": False, "objectives": OBJECTIVES} | asked
+    asked = {"traffic": "v1", "rehearse": False, "check": False, "objectives": OBJECTIVES} | asked
     found: dict[str, Any] = filters.restore_outcome(list(hostvars), hostvars, 1000.0, now_s, asked)
     return found
 
@@ -163,6 +163,8 @@ def test_how_the_restoration_went() -> None:
     late = outcome({"one": good}, 5000.0)
     assert (late["within"], "TOO SLOW" in late["text"]) == (False, True)
     assert "rehearsed" in outcome({"one": good}, 1060.0, rehearse=True)["text"]
+    dry = outcome(hosts, 1060.0, check=True)
+    assert filters.restore_text(dry, {}) == "Predicted: V1 serves again. Nothing was changed."
 
 
 def test_a_rehearsal_attests_only_what_it_proved() -> None:

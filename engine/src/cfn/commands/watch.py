@@ -1,7 +1,7 @@
 """`cfn watch`: one minute of the watch; cfn-watch.timer runs it on the control host.
 
-Its plan is a JSON file (docs/reference/watch.md). Exit codes: 0 done, whatever the verdict; 2 a bad plan;
-6 the ledger cannot be trusted.
+Its plan is a JSON file (docs/reference/watch.md). Exit codes: 0 done, whatever the verdict; 1 a host was not
+told that the watch ends; 2 a bad plan; 6 the ledger cannot be trusted.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 
 from cfn import paths
 from cfn.engine.log import log
-from cfn.errors import EXIT_DONE, UsageError
+from cfn.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from cfn.ledger.entries import store_in
 from cfn.metrics import checks
 from cfn.rollout.plan import read_plan
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     said = watch.stop() if options.stop else watch.tick(time.time_ns() // 1_000_000)
     for line in said:
         log("watch", said=line)
-    return EXIT_DONE
+    return EXIT_FAILED if options.stop and said else EXIT_DONE
 
 
 def _hosts(ssh: Mapping[str, Any], names: tuple[str, ...]) -> Hosts:
