@@ -11,6 +11,7 @@ description:
   - A playbook of this project says how it stands in the custom statistic C(cfn_outcome). Where it ends
     with a failure, that word becomes the exit code of ansible-playbook; without the word, or without
     this plugin, Ansible's own code stays. Verdicts have the codes of C(cfn gate).
+  - Without the word, a run whose every failure says that nothing was touched is a refusal too.
   - A run in which no host did anything is refused, where Ansible calls it a success; so are words that
     lost their quotes on the way into an extra variable, where Ansible drops them.
 requirements:
@@ -33,6 +34,8 @@ EXIT_CODES = {
     "TAKEN_BACK": 21,
 }
 
+# What a refusal says, if its playbook has no word for it.
+PROMISES = ("Nothing was touched", "Nothing was recorded")
 
 NOBODY = (
     "Nothing was done: no host of the inventory was asked. Name an inventory with -i, and put its hosts into "
@@ -44,9 +47,10 @@ UNQUOTED = (
 )
 
 
-def exit_code(custom: Mapping[str, Any], failed: bool) -> int | None:
-    """The code for the statistics of a whole run; None where Ansible's own stays."""
-    word = custom.get("_run", {}).get("cfn_outcome", "")
+def exit_code(custom: Mapping[str, Any], failed: bool, refused: bool = False) -> int | None:
+    """The code for the statistics of a whole run; None where Ansible's own stays. `refused`: every failure
+    says that nothing was touched."""
+    word = custom.get("_run", {}).get("cfn_outcome") or ("REFUSED" if refused else "")
     return EXIT_CODES.get(str(word)) if failed else None
 
 
@@ -57,6 +61,8 @@ class CallbackModule(CallbackBase):  # type: ignore[misc] # Ansible ships no typ
     CALLBACK_TYPE = "aggregate"
     CALLBACK_NAME = "cfn_exit"
     empty_plays = 0
+    failures = 0
+    refusals = 0
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Before any task. Raises SystemExit if extra variables are not what was meant."""
@@ -69,11 +75,19 @@ class CallbackModule(CallbackBase):  # type: ignore[misc] # Ansible ships no typ
         """A play found no host; others of the run may have some."""
         self.empty_plays += 1
 
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """A task failed; one that is rescued counts as well, since it is no refusal."""
+        if not ignore_errors:
+            said = " ".join(str(result._result.get("msg", "")).split())
+            self.failures += 1
+            self.refusals += any(promise in said for promise in PROMISES)
+
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """The last that happens in a run. Raises SystemExit, through which Ansible still cleans up."""
         if self.empty_plays and not stats.failures and not set(stats.processed) - {"localhost"}:
             self._display.error(NOBODY)
             raise SystemExit(EXIT_CODES["REFUSED"])
-        code = exit_code(stats.custom, bool(stats.failures or stats.dark))
+        refused = self.failures > 0 and self.refusals == self.failures and not stats.dark
+        code = exit_code(stats.custom, bool(stats.failures or stats.dark), refused)
         if code is not None:
             raise SystemExit(code)

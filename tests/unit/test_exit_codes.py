@@ -52,6 +52,32 @@ def test_the_code_ends_the_process() -> None:
     assert ended.value.code == 10
 
 
+def failed(msg: object) -> SimpleNamespace:
+    return SimpleNamespace(_result={"msg": msg})
+
+
+@pytest.mark.parametrize(
+    ("messages", "code"),
+    [
+        (["state=x is refused. Nothing was touched."], 20),
+        (["No. Nothing\nwas recorded."], 20),
+        (["state=x is refused. Nothing was touched.", "the disk is full"], None),
+        (["the disk is full"], None),
+    ],
+)
+def test_a_run_that_only_refused_says_so(messages: list[str], code: int | None) -> None:
+    plugin = CallbackModule()
+    plugin.v2_runner_on_failed(failed("it is no matter"), ignore_errors=True)
+    for message in messages:
+        plugin.v2_runner_on_failed(failed(message))
+    if code is None:
+        plugin.v2_playbook_on_stats(stats(failures={"a": 1}))
+    else:
+        with pytest.raises(SystemExit) as ended:
+            plugin.v2_playbook_on_stats(stats(failures={"a": 1}))
+        assert ended.value.code == code
+
+
 @pytest.mark.parametrize("processed", [{}, {"localhost": 1}])
 def test_a_run_in_which_no_host_did_anything_is_refused(processed: dict[str, int]) -> None:
     plugin, shown = showing()
