@@ -265,8 +265,8 @@ def link_of(lab: Lab, host: str) -> str:
     return next(str(each["link"]) for each in listed["hosts"] if each["name"] == host)
 
 
-def cut_off(lab: Lab) -> Callable[[], object]:
-    link = link_of(lab, "two")
+def cut_off(lab: Lab, host: str = "two") -> Callable[[], object]:
+    link = link_of(lab, host)
     subprocess.run(["ip", "link", "set", link, "down"], check=True)
     return lambda: subprocess.run(["ip", "link", "set", link, "up"], check=True)
 
@@ -323,6 +323,19 @@ def test_a_host_that_is_lost_at_any_step_harms_no_other(
     at_stage(lab, "stage1")
     played = struck_at(lab, heading, strike, tmp_path / "log")
     assert_only_two_is_harmed(lab, played, step)
+
+
+@pytest.mark.full
+def test_a_control_host_that_is_lost_before_the_first_look_leaves_no_other_half_way(
+    lab: Lab, tmp_path: Path
+) -> None:
+    at_stage(lab, "stage1")
+    played = struck_at(lab, "PLAY [(7/8)", lambda lab: cut_off(lab, "one"), tmp_path / "log")
+    assert played.returncode == 21, played.output
+    assert "two was taken back" in words(played)
+    assert running(lab, "two")[1:] == ("flat", "v2", 10)  # what it had
+    assert lab.play("stage1.yml", *OVERRIDE, *RESUME).returncode == 0  # also with the lock that was left
+    assert_no_lock(lab)
 
 
 @pytest.mark.full

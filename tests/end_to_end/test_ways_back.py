@@ -199,3 +199,22 @@ def test_a_rehearsal_measures_and_attests(pair: Lab) -> None:
     attested = last_record(pair, "attested")["data"]
     assert (attested["item"], attested["holds"]) == ("rollback_tested", True)
     assert pair.cfn("one", "lock show")["lock"] is None
+
+
+@pytest.mark.full
+def test_a_rehearsal_that_cannot_go_on_leaves_no_lock_and_attests_nothing(pair: Lab) -> None:
+    stage1(pair)
+    attested = last_record(pair, "attested")["sequence"]
+    pair.run("one", "systemctl mask --runtime cfn-workers.service")
+    try:
+        played = pair.play("rehearse.yml", "-e", "rehearse_in=lab")
+    finally:
+        pair.run("one", "systemctl unmask --runtime cfn-workers.service")
+    assert played.returncode == 2, played.output
+    said = words(played.output)
+    assert "The rehearsal was ended, and nothing is attested. one: Run V2 again where it died" in said
+    assert "V2 DOES NOT RUN on one" in said
+    assert pair.cfn("one", "lock show")["lock"] is None
+    assert last_record(pair, "attested")["sequence"] == attested
+    stage1(pair, "-e", "resume_by=a-test", "-e", "resume_reason=understood")
+    assert in_force(pair) == [("v2", 10)] * 2
