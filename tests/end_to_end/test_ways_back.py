@@ -205,11 +205,15 @@ def test_a_rehearsal_measures_and_attests(pair: Lab) -> None:
 def test_a_rehearsal_that_cannot_go_on_leaves_no_lock_and_attests_nothing(pair: Lab) -> None:
     stage1(pair)
     attested = last_record(pair, "attested")["sequence"]
-    pair.run("one", "systemctl mask --runtime cfn-workers.service")
+    broken = "/run/systemd/system/cfn-workers.service.d"
+    pair.run("one", f"mkdir -p {broken}; printf '[Service]\\nExecStartPre=/bin/false\\n' >{broken}/x.conf")
+    pair.run("one", "systemctl daemon-reload")
     try:
         played = pair.play("rehearse.yml", "-e", "rehearse_in=lab")
     finally:
-        pair.run("one", "systemctl unmask --runtime cfn-workers.service")
+        pair.run(
+            "one", f"rm -r {broken}; systemctl daemon-reload; systemctl reset-failed cfn-workers.service"
+        )
     assert played.returncode == 2, played.output
     said = words(played.output)
     assert "The rehearsal was ended, and nothing is attested. one: Run V2 again where it died" in said
