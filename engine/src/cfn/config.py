@@ -12,6 +12,8 @@ from decimal import Decimal, InvalidOperation
 
 from cfn.errors import ConfigError
 
+MAX_RETENTION_S = 31_536_000  # a year
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
@@ -179,7 +181,7 @@ KEYS: tuple[Key, ...] = (
     _integer("CFN_MAX_QUEUED_MESSAGES", "max_queued_messages", 1, 10_000_000),
     _integer("CFN_MAX_QUEUED_SIZE", "max_queued_mb", 1, 4_096),
     _integer("CFN_MAX_SPAWN_RATE", "max_spawn_rate", 0, 1_000_000),
-    _integer("CFN_RETENTION_TIME", "retention_s", 1, 31_536_000),
+    _integer("CFN_RETENTION_TIME", "retention_s", 1, MAX_RETENTION_S),
     _integer("CFN_ROUTER_PORT", "router_port", 1_024, 65_535),
     _integer("CFN_EVENTS_SIZE", "events_size_mb", 1, 1_048_576),
     _integer("CFN_EVENTS_PARTS", "events_parts", 1, 1_000),

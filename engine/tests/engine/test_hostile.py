@@ -127,7 +127,7 @@ WELCOME = {
     "settings": {"spawn_rate": 0, "hubs": [0, 1], "bounds": {}},
     "swarms": [],
     "teams": [],
-    "directory": {},
+    "directory": True,
 }
 ORDER = {
     **dict.fromkeys(("key", "epoch", "shard", "base", "accepted_at_s", "deadline_ms", "timeout_ms"), 0),
@@ -147,8 +147,9 @@ FROM_CONDUCTOR: list[bytes] = [
     team_calls.encode({"welcome": "x"}),
     team_calls.encode({"settings": {}}),
     team_calls.encode({"settings": {"spawn_rate": 0, "hubs": [0], "bounds": {"unknown": 1}}}),
-    team_calls.encode({"directory": {"s": [{}]}}),
-    team_calls.encode({"directory": 3}),
+    team_calls.encode({"directory": True}, b'{"s": [{}]}'),
+    team_calls.encode({"directory": True}, b"3"),
+    team_calls.encode({"directory": True}),
     team_calls.encode({"do": "begin", "ask": 1, "order": {**ORDER, "swarm_id": "a/b"}}),
     team_calls.encode({"do": "begin", "ask": 1, "order": {**ORDER, "key": -1}}),
 ]
@@ -179,7 +180,7 @@ def test_a_coordinator_that_is_told_garbage_connects_again(
         connection.settimeout(5)
         head, _ = team_calls.decode(connection.recv(200_000))
         assert head["hello"] == 1
-        connection.send(team_calls.encode(WELCOME))
+        connection.send(team_calls.encode(WELCOME, b"{}"))
         connection.send(datagram)
         with suppress(ConnectionResetError):
             while connection.recv(200_000):  # heartbeats, then the end

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from cfn.config import Config, render_env
 from cfn.config_follower import ConfigFollower, write_atomically
@@ -108,7 +109,9 @@ class Conductor:
         self.fleet.use(self)
         self._link.start(self._hub)
         self._link.retain(self.swarms_in_use())
+        # Both before a coordinator comes: it would take for over what is not announced yet.
         self.swarms.restore()
+        self.coordinations.pump()
         self._loop.at(time.monotonic() + _SWEEP_S, self._sweep)
         self._clients = Clients(
             self._loop, serve_at(paths.conductor_socket, socket.SOCK_STREAM), self._requested
@@ -250,6 +253,7 @@ class Conductor:
         if self._follower.poll():
             log("configuration changed", max_agents=self.config.max_agents, epoch=self.config.epoch)
             self._render()
+            self._link.renew(self._generation)  # with its rate of forks
             self.fleet.settings_changed()
         if self._follower.problem and self._follower.problem != before:
             log("configuration problem", problem=self._follower.problem)
@@ -268,18 +272,16 @@ class Conductor:
         open_requests = self.coordinations.open
         self._until(lambda: self.coordinations.open == 0, DRAIN_S)
         self.coordinations.give_up_all("the conductor was stopped")
-        left = len(self.swarms.all)
-
-        def ended(_agents: int, _undrained: int) -> None:
-            nonlocal left
-            left -= 1
-
         for swarm in self.swarms.all:
-            self.swarms.shutdown(swarm, ended)
+            self.swarms.shutdown(swarm, lambda _agents, _undrained: None)
+
+        def over() -> bool:  # also what somebody was shutting down already
+            return self.coordinations.open == 0 and not self.swarms.ids
+
         self.coordinations.stop_running(gently=True)
-        self._until(lambda: self.coordinations.open == 0 and left == 0, END_S)
+        self._until(over, END_S)
         self.coordinations.stop_running(gently=False)
-        self._until(lambda: self.coordinations.open == 0 and left == 0, 1.0)
+        self._until(over, 1.0)
         self._link.retain([])
         self._until(lambda: False, 0.02)  # for that word to go out
         self._until(lambda: not self._clients.unsent, 1.0)
@@ -310,5 +312,11 @@ def _next_generation(paths: Paths) -> int:
     except (FileNotFoundError, ValueError):
         # Lost or never there: the clock is ahead of any count, and workers refuse lower ones.
         generation = int(time.time())
-    replace(path, str(generation))
+    text = str(generation)
+    try:
+        replace(path, text)
+    except OSError as error:  # no room for a second file: over the old one, which has its page
+        log("the count of generations is overwritten", reason=str(error))
+        with suppress(OSError), path.open("r+") as file:
+            file.write(text)
     return generation

@@ -5,18 +5,18 @@ the conductor knows what it was asked. When the conductor goes away it stops wha
 its workers' sockets, and waits for the next one.
 """
 
+import json
 import os
 import signal
-import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from cfn.engine import team_calls
 from cfn.engine.claims import Arenas
 from cfn.engine.directory import SwarmDirectory
 from cfn.engine.fleet import BEAT_S
-from cfn.engine.guard import one_at_a_time, own_folder
+from cfn.engine.guard import connected, one_at_a_time, own_folder
 from cfn.engine.hosts import LocalHost
 from cfn.engine.hub import Hub
 from cfn.engine.lean.control import Channel
@@ -68,6 +68,7 @@ class Coordinator:
         )
         self._host = LocalHost(number, self._hub, self._messages)
         self._channel: Channel | None = None
+        self._parts = team_calls.Parts()
         self._generation = 0
         self._stopping = False
         self._watchdog = Watchdog()
@@ -110,15 +111,13 @@ class Coordinator:
     # The conductor
 
     def _connect(self) -> None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.setblocking(False)
         try:
-            connection.connect(self._path)
-        except OSError:
-            connection.close()
+            connection = connected(self._path)
+        except OSError:  # nobody is there, or no descriptor is left
             self._loop.at(time.monotonic() + _RETRY_S, self._connect)
             return
         self._channel = Channel(connection)
+        self._parts = team_calls.Parts()
         self._loop.add(connection.fileno(), READ, self._readable)
         teams = [[team.swarm_id, team.team] for team in self._hub.teams.values() if team.kept]
         self._say({"hello": self._number, "teams": teams})
@@ -138,21 +137,27 @@ class Coordinator:
         except (OSError, EOFError, *team_calls.MALFORMED) as error:
             self._lost(str(error) or "it closed the connection")
 
-    def _ordered(self, head: dict[str, Any], tail: bytes) -> None:
+    def _ordered(self, head: dict[str, Any], part: bytes) -> None:
+        tail = self._parts.add(head, part)
+        if tail is None:
+            return
         if "settings" in head:
             self._bounds = MessageBounds(**head["settings"]["bounds"])
             self._others = [hub for hub in head["settings"]["hubs"] if hub != self._number]
-            self._spawn_rate = int(head["settings"]["spawn_rate"])
-        if "directory" in head:
-            for swarm_id, places in head["directory"].items():
+            if self._spawn_rate != int(head["settings"]["spawn_rate"]):
+                self._spawn_rate = int(head["settings"]["spawn_rate"])
+                self._link.renew(self._generation)
+        listed = json.loads(tail) if "directory" in head else {}
+        if listed:
+            for swarm_id, places in listed.items():
                 self._directory.set_json(swarm_id, places)
             self._messages.moved()
         if "welcome" in head:
-            self._welcomed(head)
+            self._welcomed(head, listed)
         if "do" in head:
             self._calls[head["do"]](head, tail)
 
-    def _welcomed(self, head: Head) -> None:
+    def _welcomed(self, head: Head, listed: Collection[str]) -> None:
         first = self._generation == 0
         self._generation = int(head["welcome"])
         in_use = set(head["swarms"])
@@ -168,7 +173,7 @@ class Coordinator:
                 self._messages.close_team(team.swarm_id, team.team, remove=False)
                 self._hub.drop_team(team)
         for swarm_id in self._directory.swarms:
-            if swarm_id not in head["directory"]:
+            if swarm_id not in listed:
                 self._directory.set(swarm_id, ())
         self._link.renew(self._generation)
         if first:
@@ -287,4 +292,6 @@ class Coordinator:
 
     def _roll(self, head: Head, _tail: bytes) -> None:
         ask = head["ask"]
-        self._host.roll(head["swarm_id"], head["team"], lambda rows: self._say({"ask": ask, "agents": rows}))
+        self._host.roll(
+            head["swarm_id"], head["team"], lambda rows: self._say({"ask": ask}, json.dumps(rows).encode())
+        )

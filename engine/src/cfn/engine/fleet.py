@@ -4,6 +4,7 @@ A coordinator that closes its connection is dead, one that is silent for too lon
 it is never bypassed while it may still act. Its teams then go to others, and come home when it is back.
 """
 
+import json
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -104,8 +105,9 @@ class Fleet:
 
     @property
     def healthy(self) -> list[int]:
-        """The coordinators that may be given teams."""
-        return sorted(number for number in self._hosts if number not in self._draining)
+        """The coordinators that may be given teams: one that the configuration has no more is left."""
+        most = self._config().coordinators
+        return sorted(number for number in self._hosts if number not in self._draining and number <= most)
 
     @property
     def gathering(self) -> bool:
@@ -121,8 +123,8 @@ class Fleet:
         config = self._config()
         if config.topology == "flat":
             return 0
-        healthy = len([number for number in self.healthy if number <= config.coordinators])
-        return placement.coordinators_for(agents, config.coordinators if self.gathering else healthy or 1)
+        count = config.coordinators if self.gathering else len(self.healthy) or 1
+        return placement.coordinators_for(agents, count)
 
     def host_at(self, swarm_id: str, team: str) -> Host | None:
         """Who has a team now."""
@@ -249,8 +251,9 @@ class Fleet:
                 "settings": self._settings(),
                 "swarms": in_use,
                 "teams": [list(key) for key, number in self._placed.items() if number == host.number],
-                "directory": directory,
-            }
+                "directory": True,
+            },
+            _directory(directory),
         )
         log("coordinator connected", coordinator=host.number, pid=host.pid)
         if self._owner is not None:
@@ -291,21 +294,28 @@ class Fleet:
 
     def announce(self, swarm_id: str, teams: Iterable[TeamPlan], guests: Iterable[str] = ()) -> None:
         """Say where a swarm's teams are, so that its agents' messages find their way; without teams it
-        is over. A team that has no host yet is not listed: what is for it waits."""
+        is over. What is for a team that has no host yet waits."""
         places = [
-            TeamPlace(team=team.team, hub=hub, first=team.first, count=team.count, named=team.named)
+            TeamPlace(
+                team=team.team,
+                hub=self._placed.get((swarm_id, team.team), NO_HOST),
+                first=team.first,
+                count=team.count,
+                named=team.named,
+            )
             for team in teams
-            if (hub := self.placed(swarm_id, team.team)) is not None
         ]
         if guests:
             places.append(TeamPlace(team=placement.GUESTS, hub=LOCAL_HUB, named=tuple(guests)))
         self.directory.set(swarm_id, places)
         self.messages.moved()
-        self._tell_all({"directory": {swarm_id: self._listed(swarm_id)}})
+        self._tell_all({"directory": True}, _directory({swarm_id: self._listed(swarm_id)}))
 
     def settings_changed(self) -> None:
         """The configuration is another one."""
         self._tell_all({"settings": self._settings()})
+        if self._owner is not None:
+            self._owner.host_joined()  # or left: what belongs elsewhere now goes there
 
     def _listed(self, swarm_id: str) -> list[dict[str, Any]]:
         return [place.as_json() for place in self.directory.places(swarm_id)]
@@ -318,9 +328,9 @@ class Fleet:
             "bounds": asdict(message_bounds(config)),
         }
 
-    def _tell_all(self, head: dict[str, Any]) -> None:
+    def _tell_all(self, head: dict[str, Any], tail: bytes = b"") -> None:
         for host in self._hosts.values():
-            host.tell(head)
+            host.tell(head, tail)
 
     # By hand
 
@@ -395,3 +405,7 @@ class Fleet:
         self._path.unlink(missing_ok=True)
         for host in list(self._hosts.values()):
             host.close("the conductor stops")
+
+
+def _directory(swarms: dict[str, list[dict[str, Any]]]) -> bytes:
+    return json.dumps(swarms, separators=(",", ":")).encode()

@@ -61,3 +61,16 @@ def serve_at(path: Path, kind: socket.SocketKind) -> socket.socket:
     listener.listen(128)
     listener.setblocking(False)
     return listener
+
+
+def connected(path: str) -> socket.socket:
+    """A SEQPACKET connection that does not block. Raises OSError when nobody listens, or no descriptor is
+    left; nothing is left open then."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.setblocking(False)
+    try:
+        connection.connect(path)
+    except OSError:
+        connection.close()
+        raise
+    return connection

@@ -13,8 +13,8 @@ from cfn.engine.hub import Hub
 from cfn.engine.log import log
 from cfn.engine.members import Team
 from cfn.engine.messages.office import Messages
+from cfn.engine.placement import GUESTS
 from cfn.engine.teams import TeamOrder, TeamOutcome
-from cfn.errors import RefusedError
 
 READY_S = 10.0  # for all workers of a kept team to be there
 ACKNOWLEDGE_S = 5.0  # for all agents to acknowledge a broadcast
@@ -99,7 +99,9 @@ class LocalHost:
         begun(time.monotonic())
         team = self._hub.teams.get((order.swarm_id, order.team))
         if team is None:  # of a kept swarm: `open_team` adds its other agents
-            team = self._hub.add_team(order.swarm_id, order.team, order.shard, order.agents, kept=order.kept)
+            # Who is from outside joins by itself, or is not there.
+            agents = () if order.team == GUESTS else order.agents
+            team = self._hub.add_team(order.swarm_id, order.team, order.shard, agents, kept=order.kept)
         if order.command and not order.given_up:  # the built-in agent sends and reads nothing
             self._open_inboxes(team)
         own = team
@@ -160,12 +162,13 @@ class LocalHost:
 
     def _open_inboxes(self, team: Team) -> None:
         """Hold what waits for a team's agents; the hub that had them before may need a moment to be gone."""
+        if self._hub.teams.get((team.swarm_id, team.team)) is not team:
+            return  # it went elsewhere meanwhile, or is over
         try:
             self._messages.open_team(team.swarm_id, team.team, team.members)
-        except (RefusedError, OSError) as error:
-            if self._hub.teams.get((team.swarm_id, team.team)) is team:
-                log("inboxes cannot be opened yet", swarm_id=team.swarm_id, team=team.team, reason=str(error))
-                self._hub.later(_RETRY_S, lambda: self._open_inboxes(team))
+        except OSError as error:
+            log("inboxes cannot be opened yet", swarm_id=team.swarm_id, team=team.team, reason=str(error))
+            self._hub.later(_RETRY_S, lambda: self._open_inboxes(team))
 
     def _await_ready(self, team: Team, ready: Callable[[int], None], limit_s: float) -> None:
         if team.live == len(team.members) or time.monotonic() >= limit_s or team.ending:

@@ -25,6 +25,7 @@ from cfn.engine.members import Endpoint, First, Member, Provider, Team
 from cfn.engine.teams import TeamOrder, TeamOutcome, results_json
 from cfn.errors import DamagedError
 
+_FAILED_S = 1.0  # before processes that could not be made are ordered again
 _RESPAWN_S = 0.05  # first pause before a kept team's worker is replaced; doubles up to 6.4 s
 
 Done = Callable[[TeamOutcome], None]
@@ -67,6 +68,7 @@ class Hub:
         if found is None:
             found = Team(swarm_id=swarm_id, team=team, shard=shard, kept=kept, members={})
             self.teams[swarm_id, team] = found
+        found.kept = found.kept or kept  # a request may have come before its swarm's own word
         for agent in agents:
             if agent not in found.members:
                 member = found.members[agent] = Member(agent=agent)
@@ -174,20 +176,22 @@ class Hub:
 
     def spawning_failed(self, swarm_id: str, agents: Sequence[str], reason: str) -> None:
         """No process could be made for these agents."""
-        again: dict[tuple[str, str], Team] = {}
         for agent in agents:
             team, _ = self._members.get((swarm_id, agent), (None, None))
             if team is None:
                 continue
             for run in self._runs_of(team, agent):
                 self._carry_out(run, run.assignment.spawning_failed(run.indices[agent], reason))
-            if team.kept and not team.ending:
-                again[team.swarm_id, team.team] = team
-        for team in again.values():
-            self._loop.at(time.monotonic() + 1.0, self._spawning(team))
+            if team.kept and not team.ending and not team.respawning:
+                team.respawning = True
+                self._loop.at(time.monotonic() + _FAILED_S, self._spawning(team))
 
     def _spawning(self, team: Team) -> Callable[[], None]:
-        return lambda: self.spawn_missing(team)
+        def respawn() -> None:
+            team.respawning = False
+            self.spawn_missing(team)
+
+        return respawn
 
     def _replace(self, team: Team, member: Member) -> None:
         if member.endpoint is None and not team.ending:

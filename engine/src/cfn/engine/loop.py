@@ -86,9 +86,10 @@ class Loop:
         if self._timers:
             longest_s = min(longest_s, max(0.0, self._timers[0][0] - time.monotonic()))
         handlers = self._handlers
-        for descriptor, events in self._epoll.poll(longest_s, 256):
-            handler = handlers.get(descriptor)  # an earlier handler of this turn may have removed it
-            if handler is not None:
+        ready = self._epoll.poll(longest_s, 256)
+        for descriptor, events, handler in [(d, events, handlers.get(d)) for d, events in ready]:
+            # An earlier one of this turn may have removed it, and its number may be another's by now.
+            if handler is not None and handlers.get(descriptor) is handler:
                 handler(events)
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:

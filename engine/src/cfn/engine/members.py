@@ -72,6 +72,7 @@ class Team:
     kept: bool
     members: dict[str, Member]
     ending: bool = False
+    respawning: bool = False  # all that are missing are ordered again in a moment
 
     @property
     def live(self) -> int:

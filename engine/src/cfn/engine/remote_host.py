@@ -1,5 +1,6 @@
 """A coordinator as the conductor sees it: a host of teams behind a socket."""
 
+import json
 import os
 import signal
 import time
@@ -134,17 +135,17 @@ class RemoteHost:
     def roll(self, swarm_id: str, team: str, told: Callable[[list[dict[str, Any]]], None]) -> None:
         """As Host."""
 
-        def answered(head: dict[str, Any], _tail: bytes) -> bool:
-            told(head["agents"])
+        def answered(_head: dict[str, Any], tail: bytes) -> bool:
+            told(json.loads(tail))
             return True
 
         self._ask({"do": "roll", "swarm_id": swarm_id, "team": team}, answered)
 
     # The connection
 
-    def tell(self, head: dict[str, Any]) -> None:
+    def tell(self, head: dict[str, Any], tail: bytes = b"") -> None:
         """Send what is not answered."""
-        self._ask(head, None)
+        self._ask(head, None, tail)
 
     def ready(self, events: int) -> None:
         """Its socket has something to read, or takes more."""

@@ -13,6 +13,8 @@ from cfn.ids import check_id
 
 MAX_BODY_BYTES = 131_072
 
+MAX_NAMES_BYTES = 150_000  # what a hub is ordered in one datagram; 708 names of the longest kind fit
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coordinate:
@@ -79,6 +81,8 @@ def coordinate(value: Mapping[str, Any], config: Config, arrived_s: float) -> Co
         number = len(named)
         if len(set(named)) != number:
             raise UsageError("agent_ids: an agent is named twice")
+        if sum(map(len, named)) > MAX_NAMES_BYTES:
+            raise UsageError(f"agent_ids: {MAX_NAMES_BYTES} bytes of names are allowed in one request")
     else:
         raise UsageError("agent_ids: a list of at least one agent id is needed")
     deadline = value.get("deadline_ms", config.coordination_deadline_ms)

@@ -51,7 +51,7 @@ class Keeper:
 
     def sweep(self, retention_s: float) -> Removed:
         """Remove what is older than `retention_s` and what nobody uses. Raises OSError."""
-        removed = Removed(requests=self._requests(retention_s))
+        removed = Removed()
         stray_s = min(STRAY_S, retention_s)
         keys = {f"{key:016x}" for key in self._keys()}
         for folder in _old(self._paths.outputs, stray_s):
@@ -63,6 +63,8 @@ class Keeper:
             if folder.name not in swarms:
                 shutil.rmtree(folder, ignore_errors=True)
                 removed.inboxes += 1
+        # Last: open requests of an old segment are written anew, which needs room.
+        removed.requests = self._requests(retention_s)
         return removed
 
 

@@ -120,6 +120,7 @@ class Running:
         def again() -> None:
             if team.epoch == epoch and team.final is None:
                 self._give(begun_, team, fresh=fresh)
+                self._announce(begun_)
 
         host = self._fleet.host_of(begun_.swarm_id, plan.team, plan.shard)
         given_up = begun_.given_up

@@ -4,6 +4,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from cfn.engine.guard import connected
 from cfn.engine.hub import Hub
 from cfn.engine.lean import control, wire
 from cfn.engine.log import log
@@ -76,8 +77,8 @@ class SpawnerLink:
         self._ready = False
         # Ordered and not yet come: the shard, and the process replaced.
         self._wanted: dict[tuple[str, str], tuple[int, int]] = {}
+        self._fetched: dict[str, dict[str, None]] = {}  # asked for and not yet answered: agents by swarm
         self._hub: Hub | None = None
-        self._born: dict[tuple[str, str], int] = {}  # agents ordered with a task: its epoch
         self.pid = 0
 
     @property
@@ -119,16 +120,14 @@ class SpawnerLink:
                 agent = agents[position]
                 index, slot = first.places[agent] if first is not None else (0, 0)
                 items.append((agent, replaces[position], index, slot))
-                if first is not None:
-                    self._born[swarm_id, agent] = first.epoch
             tail = b"" if first is None else first.common
             self._send(control.message("spawn", swarm_id, shard, control.rows(items), tail=tail))
 
     def fetch(self, swarm_id: str, agents: Sequence[str]) -> None:
-        """Ask for the sockets of workers that live. Without a spawner nobody can tell: what is asked
-        for is ordered when there is one."""
+        """Ask for the sockets of workers that live. Without a spawner nobody can tell: the next one is
+        asked, also for what the last one had not answered."""
+        self._fetched.setdefault(swarm_id, {}).update(dict.fromkeys(agents))
         if not self._ready:
-            self._loop.at(time.monotonic() + _RETRY_S, lambda: self.fetch(swarm_id, agents))
             return
         for start in range(0, len(agents), control.BATCH):
             items = [(agent,) for agent in agents[start : start + control.BATCH]]
@@ -142,10 +141,17 @@ class SpawnerLink:
         """Let go of workers."""
         for agent in agents:
             self._wanted.pop((swarm_id, agent), None)
-            self._born.pop((swarm_id, agent), None)
+            self._answered(swarm_id, agent)
         for start in range(0, len(agents), control.BATCH):
             items = [(agent,) for agent in agents[start : start + control.BATCH]]
             self._send(control.message("end", swarm_id, control.rows(items)))
+
+    def _answered(self, swarm_id: str, agent: str) -> None:
+        asked = self._fetched.get(swarm_id)
+        if asked is not None:
+            asked.pop(agent, None)
+            if not asked:
+                del self._fetched[swarm_id]
 
     def retain(self, swarms: Iterable[str]) -> None:
         """Have the spawner let go of all workers of other swarms."""
@@ -155,12 +161,9 @@ class SpawnerLink:
     # The connection
 
     def _connect(self) -> None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.setblocking(False)
         try:
-            connection.connect(self._path)
-        except OSError:
-            connection.close()
+            connection = connected(self._path)
+        except OSError:  # nobody is there, or no descriptor is left
             self._loop.at(time.monotonic() + _RETRY_S, self._connect)
             return
         self._channel = control.Channel(connection)
@@ -214,7 +217,6 @@ class SpawnerLink:
         self._channel.close()
         self._channel = None
         self._ready = False
-        self._born.clear()  # what it had not forked yet it never will
         self._loop.at(time.monotonic() + _RETRY_S, self._connect)
 
     def _received(self, raw: bytes, descriptors: Sequence[int]) -> None:
@@ -223,14 +225,16 @@ class SpawnerLink:
             self._workers(raw, descriptors)
         elif word == b"absent":
             _, swarm_id, names = control.fields_of(raw, 3)
-            self.hub.absent(swarm_id, [agent for (agent,) in control.items_of(names, 1)])
+            agents = [agent for (agent,) in control.items_of(names, 1)]
+            for agent in agents:
+                self._answered(swarm_id, agent)
+            self.hub.absent(swarm_id, agents)
         elif word == b"failed":
             _, swarm_id, reason, names = control.fields_of(raw, 4)
             agents = [agent for (agent,) in control.items_of(names, 1)]
             for agent in agents:
                 self._wanted.pop((swarm_id, agent), None)
-                self._born.pop((swarm_id, agent), None)
-            self.hub.spawning_failed(swarm_id, agents, reason)
+                self.hub.spawning_failed(swarm_id, agents, reason)
         elif word == b"welcome":
             self._welcomed(control.number(control.fields_of(raw, 2)[1]))
         elif word == b"exited":
@@ -243,12 +247,12 @@ class SpawnerLink:
     def _workers(self, raw: bytes, descriptors: Sequence[int]) -> None:
         _, swarm_id, items = control.fields_of(raw, 3)
         listed = control.items_of(items, 3)
-        for (agent, pid, forked), descriptor in zip(listed, descriptors, strict=False):
+        for (agent, pid, born_with), descriptor in zip(listed, descriptors, strict=False):
             self._wanted.pop((swarm_id, agent), None)
-            born_with = self._born.pop((swarm_id, agent), 0) if forked == "1" else 0
+            self._answered(swarm_id, agent)
             worker = WorkerSocket(self._loop, self.hub, swarm_id, agent, int(pid), descriptor)
             worker.watch()
-            if not self.hub.attach(swarm_id, agent, worker, born_with):
+            if not self.hub.attach(swarm_id, agent, worker, int(born_with)):
                 worker.close()  # it is here already, or this hub let go of its team: another may have it
         missed = [agent for agent, _, _ in listed[len(descriptors) :]]
         if missed:  # this process may open no more files: the kernel dropped the rest
@@ -266,3 +270,8 @@ class SpawnerLink:
             orders.setdefault((swarm_id, shard), []).append((agent, replaced))
         for (swarm_id, shard), wanted in orders.items():
             self.spawn(swarm_id, shard, [agent for agent, _ in wanted], [pid for _, pid in wanted], None)
+        fetched, self._fetched = self._fetched, {}
+        for swarm_id, names in fetched.items():
+            known = [agent for agent in names if self.hub.knows(swarm_id, agent)]
+            if known:
+                self.fetch(swarm_id, known)

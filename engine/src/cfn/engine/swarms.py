@@ -17,7 +17,7 @@ from cfn.engine.clients import Client
 from cfn.engine.external import ExternalAgent
 from cfn.engine.files import replace
 from cfn.engine.fleet import Fleet
-from cfn.engine.hosts import READY_S, STOP_S
+from cfn.engine.hosts import ACKNOWLEDGE_S, READY_S, STOP_S
 from cfn.engine.hub import Hub
 from cfn.engine.log import log
 from cfn.engine.loop import Loop
@@ -161,6 +161,7 @@ class Swarms:
     def restore(self) -> None:
         """Open the teams again that a crash of the conductor left, wherever they are."""
         for swarm in self.all:
+            self._announce(swarm)
             for team in swarm.teams:
                 self._open(swarm, team, _nobody)
 
@@ -250,7 +251,7 @@ class Swarms:
                     delivered += name in heard and asked >= sizes[name]
             done(sent, delivered)
 
-        gather = _Gather(self._loop, names, READY_S, gathered)
+        gather = _Gather(self._loop, names, ACKNOWLEDGE_S + _SPARE_S, gathered)
         for name in names:
             host = self._fleet.host_at(swarm.swarm_id, name)
             if host is not None:
@@ -294,6 +295,8 @@ class Swarms:
         self._guests[client] = guest
         client.on_close.append(lambda: self._left(client))
         guest.joined()
+        if client not in self._guests:  # it was gone already
+            return
         self._hub.add_guest(guests, agent, guest)
         self._announce(swarm)
         self._fleet.messages.open_team(swarm.swarm_id, placement.GUESTS, guests.members)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from cfn.config import MAX_RETENTION_S
 from cfn.engine import requests
 from cfn.engine.clients import Client
 from cfn.engine.messages.datagram import REASONS, Header
@@ -46,10 +47,15 @@ def coordinate(conductor: "Conductor", client: Client, value: Value) -> None:
     asked = requests.coordinate(value, conductor.config, time.monotonic())
     answers: list[bytes] = []
 
+    def gone() -> None:
+        conductor.coordinations.forget(asked.task_id, told)
+
     def told(outcome: bytes) -> None:
-        answers.append(outcome)
         if said:
+            client.on_close.remove(gone)
             _finish(client, value, outcome)
+        else:
+            answers.append(outcome)
 
     said = False
     state = conductor.coordinations.coordinate(asked, told)
@@ -59,7 +65,7 @@ def coordinate(conductor: "Conductor", client: Client, value: Value) -> None:
     if answers:
         _finish(client, value, answers[0])
     else:
-        client.on_close.append(lambda: conductor.coordinations.forget(asked.task_id, told))
+        client.on_close.append(gone)
 
 
 def result(conductor: "Conductor", client: Client, value: Value) -> None:
@@ -231,9 +237,10 @@ def failover(conductor: "Conductor", client: Client, value: Value) -> None:
 
     def told() -> None:
         taken_ms = (time.monotonic() - before) * 1000
-        left = [row for row in conductor.fleet.health() if row["id"] == number]
-        answer = {"coordinator": number, "how": how, "time_ms": round(taken_ms, 3), "state": left[0]["state"]}
-        text = f"coordinator={number} how={how} state={left[0]['state']} time_ms={taken_ms:.1f}"
+        states = [row["state"] for row in conductor.fleet.health() if row["id"] == number]
+        state = states[0] if states else "down"  # the configuration has it no more
+        answer = {"coordinator": number, "how": how, "time_ms": round(taken_ms, 3), "state": state}
+        text = f"coordinator={number} how={how} state={state} time_ms={taken_ms:.1f}"
         client.finish(answer, text=text if value.get("format") == "text" else None)
 
     conductor.fleet.when_settled(told)
@@ -242,8 +249,8 @@ def failover(conductor: "Conductor", client: Client, value: Value) -> None:
 def sweep(conductor: "Conductor", client: Client, value: Value) -> None:
     """Remove what has outlived its retention now; `cfn cleanup` asks for it."""
     retention = value.get("retention_s", conductor.config.retention_s)
-    if isinstance(retention, bool) or not isinstance(retention, int) or retention < 0:
-        raise UsageError(f"retention_s: {retention!r} is refused; a whole number from 0 is needed")
+    if isinstance(retention, bool) or not isinstance(retention, int) or not 0 <= retention <= MAX_RETENTION_S:
+        raise UsageError(f"retention_s: a whole number from 0 to {MAX_RETENTION_S} is needed")
     client.finish(asdict(conductor.keeper.sweep(retention)))
 
 

@@ -43,6 +43,11 @@ class Order:
         self.index = control.number(item[2])
         self.slot = control.number(item[3])
 
+    @property
+    def epoch(self) -> int:
+        """Of the task that its worker begins with; 0 without one."""
+        return self.first[0] if self.first is not None else 0
+
 
 class Birth:
     """A worker that is about to be forked: its sockets, and what it begins with."""

@@ -13,7 +13,8 @@ spaces. Names are identifiers, which can hold none of these. What follows an EMP
         retain TIME_NS LIST             let go of all older than that, but for these: SWARM
     spawner -> hub
         welcome PID
-        workers SWARM LIST              the descriptors that come along, in this order: AGENT PID FORKED
+        workers SWARM LIST              the descriptors that come along, in this order: AGENT PID EPOCH
+                                        (of the task that it was forked with just now, else 0)
         absent SWARM LIST               nobody here, to a fetch: AGENT
         failed SWARM REASON LIST        these could not be forked: AGENT
         exited SWARM AGENT PID STATUS   it ended badly
@@ -112,7 +113,15 @@ class Channel:
             raise BlockingIOError(f"{MAX_QUEUED} datagrams wait and the other side does not read")
         if not self._queue and self._send_now(raw, descriptors):
             return
-        self._queue.append((raw, [posix.dup(descriptor) for descriptor in descriptors]))
+        copies: list[int] = []
+        try:
+            for descriptor in descriptors:
+                copies.append(posix.dup(descriptor))
+        except OSError:
+            for copy in copies:
+                posix.close(copy)
+            raise
+        self._queue.append((raw, copies))
 
     def flush(self) -> None:
         """Send what waits, as far as the other side takes it. Raises OSError when it is gone."""

@@ -23,13 +23,14 @@ from cfn.errors import DamagedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _HAND_OUT = 50  # workers in one datagram while forking, and forks between two looks at everything else
 _END_GRACE_S = 0.5  # for a worker whose swarm has ended, before SIGKILL
 _SWEEP_DELAY_S = 0.02  # gathers deaths, since a sweep reads all of /proc
 _ACCEPT_AGAIN_S = 0.1  # after descriptors ran out
 _BURST_S = 0.05  # of the allowed rate may be forked at once
+NOBODY: Mapping[int, int] = {}
 
 
 class _Held:
@@ -196,10 +197,10 @@ class Spawner:
         if absent:
             self._tell(hub, control.message("absent", swarm_id, control.rows(absent)))
 
-    def _hand_out(self, hub: int, workers: Sequence[_Held], forked: Collection[int] = ()) -> None:
+    def _hand_out(self, hub: int, workers: Sequence[_Held], born_with: Mapping[int, int] = NOBODY) -> None:
         for start in range(0, len(workers), control.BATCH):
             part = workers[start : start + control.BATCH]
-            listed = control.rows([(held.agent, held.pid, int(held.pid in forked)) for held in part])
+            listed = control.rows([(held.agent, held.pid, born_with.get(held.pid, 0)) for held in part])
             message = control.message("workers", part[0].swarm_id, listed)
             self._tell(hub, message, [held.descriptor for held in part])
 
@@ -262,7 +263,8 @@ class Spawner:
             else:
                 births.append(Birth(order))
         forked = self._fork_all(births)
-        self._hand_out(hub, ready + forked, {held.pid for held in forked})
+        born_with = {held.pid: birth.order.epoch for held, birth in zip(forked, births)}  # noqa: B905
+        self._hand_out(hub, ready + forked, born_with)
         if len(forked) < len(births):
             self._give_up(hub, swarm_id, [birth.order for birth in births[len(forked) :]])
         if self._rate and forked:

@@ -95,7 +95,10 @@ class Callers:
 
     def confirm(self, swarm_id: str, agent: str, number: int) -> None:
         """As Messages.confirm."""
-        _, hub = self._home(swarm_id, agent)
+        try:
+            _, hub = self._home(swarm_id, agent)
+        except UsageError:  # it left, or its swarm ended, while its caller was told
+            return
         if hub == self._links.number:
             self._confirmed(swarm_id, agent, number)
         else:

@@ -21,7 +21,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from cfn.engine.messages import datagram
-from cfn.errors import RefusedError
 
 _GROUP = struct.Struct("<IIII")
 _MAGIC = 0x474D4643  # "CFMG"
@@ -74,7 +73,7 @@ class Journal:
     """The file of one team. `size` is its bytes, 0 while there is no file."""
 
     def __init__(self, path: Path) -> None:
-        """Raises RefusedError when another process still holds the journal, OSError."""
+        """Raises OSError, BlockingIOError when another process still holds the journal."""
         self.size = 0
         self.cut_bytes = 0
         self._path = path
@@ -165,7 +164,7 @@ def _open(path: Path, *, create: bool) -> int:
                 raise
         except BlockingIOError:
             os.close(descriptor)
-            raise RefusedError(f"another hub still holds the inboxes in {path}") from None
+            raise BlockingIOError(errno.EAGAIN, f"another hub still holds the inboxes in {path}") from None
         os.close(descriptor)
 
 

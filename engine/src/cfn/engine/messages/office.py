@@ -72,7 +72,7 @@ class Messages:
     def open_team(self, swarm_id: str, team: str, agents: Iterable[str]) -> int:
         """Hold a team's inboxes from now on, with all that tmpfs has of them; the messages found.
 
-        Raises RefusedError while another process holds them, OSError.
+        Raises OSError, BlockingIOError while another process holds them.
         """
         if (swarm_id, team) in self._state.teams:
             return self._state.teams[swarm_id, team].queued
@@ -195,7 +195,7 @@ class Messages:
             if hub is None or (name is None and self._links.number == 0):
                 connection.dismiss(datagram.NO_AGENT)
             else:
-                connection.send_away(hub)
+                connection.send_away(max(hub, 0))  # the conductor hears first of a team that is on its way
             return None
         earlier = self._readers.get((swarm_id, header.sender))
         if earlier is not None:
