@@ -244,7 +244,7 @@ def test_a_dry_run_claims_nothing() -> None:
     assert text == "Predicted: everything back to V1. Nothing was changed."
 
 
-KNOWN = {
+KNOWN: dict[str, dict[str, Any]] = {
     "a": {"release_known": {"version": "2", "previous": "1", "kept": ["1", "2"]}},
     "b": {"release_known": {"version": "2", "previous": "1", "kept": ["0", "1", "2"]}},
     "off": {"release_known": {"msg": "unreachable"}},

@@ -18,7 +18,7 @@ from cfn.engine.messages import datagram
 from cfn.engine.messages.bounds import MessageBounds
 from cfn.engine.messages.mesh import Mesh
 from cfn.engine.messages.office import Messages
-from cfn.errors import CfnError, RefusedError
+from cfn.errors import CfnError
 
 LOOK_S = 0.005
 
@@ -99,7 +99,7 @@ class Hub:
         for (swarm, team), agents in wanted.items():
             try:
                 self.office.open_team(swarm, team, agents)
-            except RefusedError:
+            except BlockingIOError:  # another hub still holds it
                 self.loop.at(time.monotonic() + LOOK_S, self.settle)
         self.office.moved()
 
