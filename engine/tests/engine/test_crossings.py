@@ -36,6 +36,18 @@ for _ in range(25):
 """
 
 
+LATE = """
+import os, sys, time
+sys.path.insert(0, {source!r})
+from cfn.agent import Bus
+if int(os.environ["CFN_AGENT_ID"].split("-")[1]) <= 4:
+    time.sleep(1.5)
+    with Bus() as bus:
+        bus.send("agent-8", "x", b"hi")
+        bus.broadcast("x", b"all")
+"""
+
+
 def pipelined(engine: Engine, *requests: dict[str, Any]) -> socket.socket:
     """Ask several things at once, over one connection."""
     connection = socket.socket(socket.AF_UNIX)
@@ -104,6 +116,25 @@ def test_agents_that_talk_do_not_notice_that_the_conductor_died(engine: Engine, 
         engine.launch("conductor")
         answer = engine.ask(verb="coordinate", **request)
     assert answer["states"]["done"] == 10, answer
+
+
+@pytest.mark.parametrize("killed", ["", "coordinator-2", "conductor"])
+def test_who_writes_to_a_team_that_has_ended_does_not_wait(engine: Engine, killed: str) -> None:
+    """Nobody will read it; on one hub it would have been taken too."""
+    program = engine.paths.root / "late.py"
+    program.write_text(LATE.format(source=str(SOURCE)))
+    command = f"{sys.executable} -S {program}"
+    engine.configure(CFN_MAX_AGENTS=100, CFN_TOPOLOGY="hybrid", CFN_COORDINATORS=2, CFN_AGENT_COMMAND=command)
+    engine.start_hybrid(2)
+    with engine.begin(task_id="t", agents=10):
+        time.sleep(0.7)
+        if killed:
+            engine.kill(killed)
+        if killed == "conductor":
+            engine.launch(killed)
+        answer = engine.ask(verb="coordinate", task_id="t", agents=10)
+    assert answer["states"]["done"] == 10, answer
+    assert not list((engine.paths.shm / "inboxes").rglob("team-*"))
 
 
 def test_a_fetch_that_the_spawner_took_along_is_asked_for_again(engine: Engine) -> None:

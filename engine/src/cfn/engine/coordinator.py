@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from cfn.engine import team_calls
@@ -150,12 +150,17 @@ class Coordinator:
         listed = json.loads(tail) if "directory" in head else {}
         if listed:
             for swarm_id, places in listed.items():
-                self._directory.set_json(swarm_id, places)
+                self._listed(swarm_id, places)
             self._messages.moved()
         if "welcome" in head:
             self._welcomed(head, listed)
         if "do" in head:
             self._calls[head["do"]](head, tail)
+
+    def _listed(self, swarm_id: str, places: Sequence[dict[str, Any]]) -> None:
+        self._directory.set_json(swarm_id, places)
+        if not places:
+            self._messages.forget_ended(swarm_id)
 
     def _welcomed(self, head: Head, listed: Collection[str]) -> None:
         first = self._generation == 0
@@ -174,7 +179,7 @@ class Coordinator:
                 self._hub.drop_team(team)
         for swarm_id in self._directory.swarms:
             if swarm_id not in listed:
-                self._directory.set(swarm_id, ())
+                self._listed(swarm_id, ())
         self._link.renew(self._generation)
         if first:
             self._link.start(self._hub)
@@ -191,6 +196,7 @@ class Coordinator:
         self._channel = None
         for epoch in self._hub.running:
             self._hub.drop(epoch)
+        self._messages.forget_ended()
         for team in list(self._hub.teams.values()):
             if not team.kept:
                 self._messages.close_team(team.swarm_id, team.team, remove=False)

@@ -169,6 +169,11 @@ class Fleet:
 
         source.hand_over(swarm_id, team, dropped)
 
+    def answer_for_ended(self, swarm_id: str, team: str) -> None:
+        """A team had ended on a host that is gone: what is still written to it comes here."""
+        self._placed[swarm_id, team] = LOCAL_HUB
+        self.messages.team_ended(swarm_id, team)
+
     def forget(self, swarm_id: str, team: str) -> None:
         """A team is gone."""
         self._placed.pop((swarm_id, team), None)
@@ -308,6 +313,8 @@ class Fleet:
         if guests:
             places.append(TeamPlace(team=placement.GUESTS, hub=LOCAL_HUB, named=tuple(guests)))
         self.directory.set(swarm_id, places)
+        if not places:
+            self.messages.forget_ended(swarm_id)
         self.messages.moved()
         self._tell_all({"directory": True}, _directory({swarm_id: self._listed(swarm_id)}))
 

@@ -111,6 +111,8 @@ class LocalHost:
                 self._messages.close_team(own.swarm_id, own.team, remove=True)
                 if order.shared:  # its workers end with the request: until then that would be in the way
                     self._hub.leave_team(own)
+                    if order.command:
+                        self._messages.team_ended(own.swarm_id, own.team)
                 else:
                     self._hub.end_team(own)
             done(outcome)

@@ -12,7 +12,7 @@ from cfn.engine.loop import Loop
 from cfn.engine.outcome import Outcome, TeamState
 from cfn.engine.request_log import Request
 from cfn.engine.swarms import Swarms
-from cfn.engine.teams import NO_HOST, TeamOrder, TeamOutcome
+from cfn.engine.teams import LOCAL_HUB, NO_HOST, TeamOrder, TeamOutcome
 from cfn.ids import MAX_ID_CHARS
 from cfn.release import LabFault
 
@@ -185,9 +185,14 @@ class Running:
         moved = 0
         for begun_ in list(self._begun.values()):
             for team in begun_.teams:
-                if team.host == number and team.final is None:
+                if team.host != number:
+                    continue
+                if team.final is None:
                     self._give(begun_, team, fresh=False)
                     moved += 1
+                elif begun_.request.command and not self._swarms.has(begun_.swarm_id):
+                    team.host = LOCAL_HUB
+                    self._fleet.answer_for_ended(begun_.swarm_id, team.plan.team)
             self._announce(begun_)
         return moved
 

@@ -16,10 +16,11 @@ class Arrivals:
 
     def arrive(self, swarm_id: str, team_name: str, raw: bytes, previous: int) -> tuple[int, int]:
         """Decide on a message for a team: a reason (0 stored, NOT_NOW to be sent again later), and the
-        inboxes that a broadcast skipped. Raises ValueError for what is no message."""
+        inboxes that a broadcast skipped. What is for a team that has ended is taken, and nobody will read
+        it. Raises ValueError for what is no message."""
         team = self._state.teams.get((swarm_id, team_name))
         if team is None:
-            return NOT_NOW, 0
+            return 0 if (swarm_id, team_name) in self._state.ended else NOT_NOW, 0
         header = datagram.Header(raw)
         if header.size != len(raw):
             raise ValueError("longer than its header says")

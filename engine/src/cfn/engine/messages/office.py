@@ -81,6 +81,7 @@ class Messages:
         if journal.cut_bytes:
             log("inboxes repaired", swarm_id=swarm_id, team=team, torn_bytes=journal.cut_bytes)
         self._state.teams[swarm_id, team] = opened
+        self._state.ended.discard((swarm_id, team))
         self.moved()
         return opened.queued
 
@@ -105,6 +106,15 @@ class Messages:
             inbox.release()
         self.moved()
         return undrained
+
+    def team_ended(self, swarm_id: str, team: str) -> None:
+        """A closed team's agents have ended before their swarm: who writes to them does not wait."""
+        self._state.ended.add((swarm_id, team))
+        self._lanes.again()
+
+    def forget_ended(self, swarm_id: str | None = None) -> None:
+        """A swarm is over; None: the conductor is gone, and the next one asks again what has ended."""
+        self._state.ended = {key for key in self._state.ended if swarm_id not in (None, key[0])}
 
     def add_agent(self, swarm_id: str, team: str, agent: str) -> None:
         """An agent joined a team that is open here."""

@@ -18,12 +18,14 @@ MAX_BUCKETS = 4_096  # senders whose rates are remembered
 
 
 class State:
-    """One hub's. `bounds` gives them as configured now."""
+    """One hub's. `bounds` gives them as configured now; `ended` are teams that had their end here while
+    their swarm goes on."""
 
     def __init__(self, bounds: Callable[[], MessageBounds], directory: Directory) -> None:
         self.bounds = bounds
         self.directory = directory
         self.teams: dict[tuple[str, str], Team] = {}
+        self.ended: set[tuple[str, str]] = set()
         self.totals = Totals()
         self.counters = Counter({"accepted": 0, "malformed": 0, "rate_limited": 0, "held_back": 0})
         self.refused: Counter[int] = Counter()
