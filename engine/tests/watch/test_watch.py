@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cfn.errors import UsageError
+from cfn.errors import RefusedError, UsageError
 from cfn.ledger import anchors
 from cfn.ledger.chain import Entry
 from cfn.ledger.entries import checked_entry
@@ -23,6 +23,7 @@ from cfn.watch import heard as heard_side
 from cfn.watch import host as host_side
 from cfn.watch import spool
 from cfn.watch.guard import Flip
+from cfn.watch.memory import recall
 from cfn.watch.tick import Watch
 from engine.tests.judge.conftest import FACTOR, KEY, SINCE_MS, Behaviour, Fleet
 from engine.tests.rollout.conftest import TABLE
@@ -314,6 +315,105 @@ def test_an_exception_in_the_judge_never_passes_and_never_ends_the_watch(
     assert watched.store.records(1)[0]["data"]["verdict"]["verdict"] == "ERROR"
 
 
+def heard_s(tree: Paths) -> float | None:
+    """How long ago a host heard that the watch lives."""
+    found = heard_side.read(host_side.folder(tree) / "heard.json")
+    booted, up_s = heard_side.boot()
+    return None if found is None else found.age_s(now_ms=0, booted=booted, up_s=up_s)
+
+
+def test_a_fail_acts_though_the_ledger_is_full_and_no_host_hears_that_the_watch_lives(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reach = prepared(fleet, 64, BAD)
+    watched = watch(reach)
+
+    def full(_: Entry) -> None:
+        raise RefusedError("No space left on device")
+
+    monkeypatch.setattr(watched.store, "append", full)
+    with pytest.raises(RefusedError, match="No space left"):
+        watched.tick(reach.now_ms)
+    assert in_force(reach) == ["v1 10"] * 3
+    assert any("NOT RECORDED, rolled_back" in line for line in watched.said)
+    assert [heard_s(fleet.tree(name)) for name in HOSTS] == [None] * 3
+
+
+def test_a_tick_that_went_well_is_heard_by_every_host(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64)
+    watch(reach).tick(reach.now_ms)
+    assert None not in [heard_s(fleet.tree(name)) for name in HOSTS]
+
+
+def test_clocks_that_differ_are_nothing_seen_and_do_not_end_the_watch(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reach = prepared(fleet, 64)
+
+    def ahead(tree: Paths) -> dict[str, Any]:
+        return status(tree) | {"since": format_ms(reach.now_ms + 3_600_000)}
+
+    monkeypatch.setattr(host_side, "read_status", ahead)
+    for later_s in (0, 901):
+        last = watch(reach)
+        last.tick(reach.now_ms + later_s * 1_000)
+    assert in_force(reach) == ["v1 10"] * 3
+    assert "ERROR" in next(
+        record["data"]["reason"] for record in last.store.oldest() if record["kind"] == "escalated"
+    )
+
+
+def test_a_clock_that_was_ahead_does_not_lengthen_the_blind_limit(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64)
+    reach.down = {"h2"}
+    day_ms = 86_400_000
+    watch(reach).tick(reach.now_ms + day_ms)
+    for later_s in (0, 901):
+        watch(reach).tick(reach.now_ms + later_s * 1_000)
+    reach.down = set()
+    assert in_force(reach) == ["v1 10", "v2 10", "v1 10"]
+
+
+def test_a_host_that_answers_and_does_not_obey_is_ordered_again(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_side, "OBEYED_WITHIN_S", 0.2)
+    reach = prepared(fleet, 64, BAD)
+    reach.deaf_guards = True
+    watch(reach).tick(reach.now_ms)
+    assert in_force(reach) == ["v2 10"] * 3
+    reach.deaf_guards = False
+    monkeypatch.setattr(host_side, "OBEYED_WITHIN_S", 10)
+    fleet.write(64)  # what is seen now is no reason any more: the order is
+    for name in HOSTS:
+        config(fleet.tree(name))
+    watch(reach).tick(reach.now_ms + 60_000)
+    assert in_force(reach) == ["v1 10"] * 3
+
+
+def test_another_ledger_is_read_from_its_begin(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64)
+    first = watch(reach)
+    attested = {"item": "dashboards_healthy", "holds": False, "by": "t", "note": "n"}
+    for _ in range(5):
+        first.store.append(
+            Entry(time=format_ms(SINCE_MS), environment="lab", kind="attested", stage="stage1", actor="t",
+                  data=attested)
+        )  # fmt: skip
+    first.tick(reach.now_ms)
+    (fleet.root / "ledger").rename(fleet.root / "ledger.saved")
+    second = watch(reach)
+    incident = {"incident": "i-1", "severity": "P0", "attributed_to": "v2", "state": "open", "by": "t",
+                "started": format_ms(SINCE_MS), "text": "t"}  # fmt: skip
+    second.store.append(
+        Entry(time=format_ms(reach.now_ms), environment="lab", kind="incident", stage="stage1", actor="t",
+              data=incident)
+    )  # fmt: skip
+    second.tick(reach.now_ms)
+    assert in_force(reach) == ["v1 10"] * 3
+    assert [each["kind"] for each in recall(second.memory_path, "stage1").people] == ["incident"]
+
+
 # A host on its own
 
 
@@ -364,6 +464,13 @@ def test_a_clock_that_jumps_is_no_silence(alone: Paths) -> None:
     assert turn(alone, SINCE_MS + 10**9) == ""
 
 
+@pytest.mark.parametrize(("wall_s", "up_s", "age_s"), [(300, 60, 300), (-86_400, 1_000, 1_000)])
+def test_over_a_reboot_the_age_is_at_least_the_time_since(wall_s: float, up_s: float, age_s: float) -> None:
+    last = heard_side.Heard(time_ms=SINCE_MS, watching=True, blind_limit_s=900, booted="before", up_s=5_000)
+    now_ms = SINCE_MS + round(wall_s * 1_000)
+    assert last.age_s(now_ms=now_ms, booted="after", up_s=up_s) == age_s
+
+
 def test_what_a_guard_did_alone_is_joined_to_the_ledger_once(fleet: Fleet) -> None:
     reach = prepared(fleet, 64)
     tree = fleet.tree("h2")
@@ -411,14 +518,16 @@ def test_a_malformed_request_is_refused(alone: Paths, request_: dict[str, Any]) 
         host_side.answer(request_, alone, now_ms=SINCE_MS)
 
 
-def test_being_asked_is_being_heard(alone: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("alive", "known"), [({}, True), ({"alive": True}, True), ({"alive": False}, False)])
+def test_being_told_that_the_watch_lives_is_remembered(
+    alone: Paths, monkeypatch: pytest.MonkeyPatch, alive: dict[str, bool], known: bool
+) -> None:
     monkeypatch.setattr(host_side, "read_status", status)
-    request = {"v": 1, "watching": True, "blind_limit_s": 900}
+    request = {"v": 1, "watching": True, "blind_limit_s": 900, **alive}
     found = host_side.answer(request, alone, now_ms=time.time_ns() // 1_000_000)
     assert found["status"]["version"] == "v2"
     last = heard_side.read(host_side.folder(alone) / "heard.json")
-    assert last is not None
-    assert last.watching
+    assert (last is not None and last.watching) is known
 
 
 def taken_back(watched: Watch, pending: list[str], epoch: int = 9) -> None:

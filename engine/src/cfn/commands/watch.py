@@ -44,10 +44,17 @@ def main(argv: list[str]) -> int:
         memory_path=installed.state / "watch-memory.json",
         actor=f"cfn-watch@{socket.gethostname()}",
     )
-    said = watch.stop() if options.stop else watch.tick(time.time_ns() // 1_000_000)
-    for line in said:
-        log("watch", said=line)
-    return EXIT_FAILED if options.stop and said else EXIT_DONE
+    if options.stop:
+        untold = watch.stop()
+        for line in untold:
+            log("watch", said=line)
+        return EXIT_FAILED if untold else EXIT_DONE
+    try:
+        watch.tick(time.time_ns() // 1_000_000)
+    finally:  # what was done is said also where it could not be recorded
+        for line in watch.said:
+            log("watch", said=line)
+    return EXIT_DONE
 
 
 def _hosts(ssh: Mapping[str, Any], names: tuple[str, ...]) -> Hosts:

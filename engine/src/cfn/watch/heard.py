@@ -24,10 +24,10 @@ class Heard:
     up_s: float
 
     def age_s(self, *, now_ms: int, booted: str, up_s: float) -> float:
-        """How long ago, by the time since boot; by the wall clock only over a reboot."""
+        """How long ago, by the time since boot; over a reboot at least that, or as the wall clock says."""
         if booted == self.booted:
             return max(0.0, up_s - self.up_s)
-        return max(0.0, (now_ms - self.time_ms) / 1_000)
+        return max(up_s, (now_ms - self.time_ms) / 1_000)
 
 
 def boot() -> tuple[str, float]:

@@ -48,9 +48,10 @@ def answer(value: Mapping[str, Any], tree: Paths, *, now_ms: int) -> dict[str, A
         blind_limit_s = checks.number(value.get("blind_limit_s"), "blind_limit_s", low=1)
         watching = checks.boolean(value.get("watching"), "watching")
         found: dict[str, Any] = {"v": VERSION, "host_time": format_ms(now_ms)}
-        heard.write(
-            folder(tree) / "heard.json", now_ms=now_ms, watching=watching, blind_limit_s=blind_limit_s
-        )
+        if checks.boolean(value.get("alive", True), "alive"):
+            heard.write(
+                folder(tree) / "heard.json", now_ms=now_ms, watching=watching, blind_limit_s=blind_limit_s
+            )
         if value.get("anchor") is not None:
             found["anchor"] = _keep(checks.mapping(value["anchor"], "anchor"), tree, now_ms)
         if value.get("order") is not None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from cfn.ledger.joining import Known
 from cfn.ledger.store import LedgerStore
 from cfn.metrics import checks
 from cfn.metrics.times import parse_ms
+from cfn.rollout.records import is_look
 from cfn.rollout.standing import flip_of
 
 MODE = 0o640
@@ -19,13 +20,14 @@ VERSION = 1
 
 @dataclass(slots=True, kw_only=True)
 class Memory:
-    """`sequence` is the last record that was read; `flip_ms`, `flip_pct` and `looks_ms` are of the
-    stage's last flip; `known` is what was joined from the hosts' spools; `back` is the last way back while
-    nothing was flipped since; `people` are the records of attestations and incidents. Times in ms since
-    1970."""
+    """`sequence` and `hash` are of the last record that was read; `flip_ms`, `flip_pct` and `looks_ms` are
+    of the stage's last flip; `known` is what was joined from the hosts' spools; `back` is the last way back
+    while nothing was flipped since; `people` are the records of attestations and incidents. Times in ms
+    since 1970."""
 
     stage: str
     sequence: int = 0
+    hash: str = ""
     flip_ms: int | None = None
     flip_pct: float = 0.0
     looks_ms: list[int] = field(default_factory=list)
@@ -37,18 +39,27 @@ class Memory:
     people: list[dict[str, Any]] = field(default_factory=list)
 
     def catch_up(self, store: LedgerStore) -> None:
-        """Read what the ledger has more than is remembered; once all of it, then the newest only."""
+        """Read what the ledger has more than is remembered; once all of it, then the newest only. Where it
+        does not hold what was read last it is another ledger, and all of it is new."""
         fresh = []
         for record in store.newest():
-            if record["sequence"] <= self.sequence:
+            if (record["sequence"], record["hash"]) == (self.sequence, self.hash):
                 break
             fresh.append(record)
+        else:
+            self._forget()
         self.take_in(reversed(fresh))
+
+    def _forget(self) -> None:
+        """Only what is not of the ledger stays."""
+        new = Memory(stage=self.stage, blind_since_ms=self.blind_since_ms, last_word=self.last_word)
+        for each in fields(self):
+            setattr(self, each.name, getattr(new, each.name))
 
     def take_in(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Go on with records, oldest first."""
         for record in records:
-            self.sequence = record["sequence"]
+            self.sequence, self.hash = record["sequence"], record["hash"]
             if record["kind"] in ("attested", "incident"):
                 self.people.append({name: record[name] for name in ("kind", "stage", "data")})
             self._take_in_back(record)
@@ -58,7 +69,7 @@ class Memory:
             if flip is not None and (flip[1] or self.flip_ms is None):
                 self.flip_ms, self.flip_pct, self.looks_ms = parse_ms(record["time"]), flip[0], []
                 self.missed_told = 0
-            elif record["kind"] == "verdict" and self.flip_ms is not None:
+            elif is_look(record) and self.flip_ms is not None:
                 self.looks_ms.append(parse_ms(record["time"]))
 
     def _take_in_back(self, record: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from cfn.errors import CfnError, RefusedError, UsageError
 from cfn.judge.judge import judge
 from cfn.judge.request import read_request
 from cfn.judge.window import plan as window_plan
@@ -38,16 +39,18 @@ class Asks(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Watch:
-    """The watch of one environment. Not for threads; one process at a time (its unit sees to that)."""
+    """The watch of one environment. Not for threads; one process at a time (its unit sees to that).
+    `said` is what was noteworthy, a line each."""
 
     plan: Plan
     hosts: Asks
     store: LedgerStore
     memory_path: Path
     actor: str
+    said: list[str] = field(default_factory=list)
     _now_ms: int | None = None
-    _said: list[str] = field(default_factory=list)
     _recorded: bool = False
+    _unrecorded: CfnError | None = None
 
     @property
     def blind_limit_s(self) -> float:
@@ -60,8 +63,9 @@ class Watch:
     def tick(self, now_ms: int) -> list[str]:
         """Do what this minute asks for; returns what was noteworthy, a line each.
 
-        Raises CfnError when the ledger cannot be trusted or written: then nothing can be recorded, and
-        the hosts, which were told of this tick already, fall back when it lasts.
+        What takes traffic back does not wait for the ledger: what could not be recorded is raised at the
+        end, as CfnError. Hosts hear that the watch lives (`alive`) when all of it went well and is kept; to
+        one that cannot see, record or remember they do not listen, and fall back when that lasts.
         """
         self._now_ms = now_ms
         memory = recall(self.memory_path, self.plan.stage)
@@ -76,18 +80,23 @@ class Watch:
         elif running.v2_pct == 0:
             memory.blind_since_ms, memory.last_word = None, ""
         else:
-            self._look(memory, running, now_ms)
+            try:
+                self._look(memory, running, now_ms)
+            except (UsageError, ValueError) as error:  # clocks that differ, a plan that cannot be judged by
+                self._unseen(memory, now_ms, f"ERROR: {error}", running)
+        self._fail_unrecorded()
         if self._recorded:
             memory.catch_up(self.store)
-            self._anchor()
         memory.keep(self.memory_path)
-        return self._said
+        self._live()
+        return self.said
 
     def stop(self) -> list[str]:
         """Tell every host that the watch ends on purpose, so that its silence means nothing."""
-        answers = self._ask({"watching": False})
+        answers = self._ask({"watching": False, "alive": True})
         self._record("watch", {"text": "stopped on purpose"})
-        self._anchor()
+        self._fail_unrecorded()
+        self._live(watching=False)
         return [answer["error"] for answer in answers.values() if "error" in answer]
 
     # Looking
@@ -151,7 +160,7 @@ class Watch:
 
     def _unseen(self, memory: Memory, now_ms: int, why: str, running: Fleet | None) -> None:
         """Nothing can be seen: an alert when that begins to last too long, and the fall back."""
-        memory.blind_since_ms = memory.blind_since_ms or now_ms
+        memory.blind_since_ms = min(memory.blind_since_ms or now_ms, now_ms)  # a clock that was ahead
         if not decide.blind_too_long(memory.blind_since_ms, now_ms, self.blind_limit_s):
             return
         since = format_ms(memory.blind_since_ms)
@@ -190,10 +199,9 @@ class Watch:
             text += (
                 f"\nNOT CONFIRMED on {', '.join(missing)}: they fall back by themselves if they are cut off"
             )
-        unheard = [host for host, each in answers.items() if "error" in each]
         self._record(
             "rolled_back",
-            {"to_pct": target_pct, "epoch": epoch, "hosts": done, "pending": unheard, "text": text},
+            {"to_pct": target_pct, "epoch": epoch, "hosts": done, "pending": missing, "text": text},
         )
 
     def _finish_back(self, memory: Memory, answers: Answers, now_ms: int) -> bool:
@@ -215,11 +223,12 @@ class Watch:
             where = f"{target_pct:g} % on V2" if target_pct else "V1"
             text = f"{', '.join(confirmed)} answered again, and followed the others back to {where}"
             self._record("watch", {"text": text})
-        self._said += [f"{host} did not follow: {done[host]}" for host in left if host not in confirmed]
+        self.said += [f"{host} did not follow: {done[host]}" for host in left if host not in confirmed]
         return True
 
     def _take_in_spools(self, memory: Memory, answers: Answers) -> None:
-        """What was done while nobody could record it is joined to the ledger, once."""
+        """What was done while nobody could record it is joined to the ledger, once: what could not be
+        recorded now is not remembered as joined."""
         known = Known(**memory.known)
         spooled = {host: answer.get("spooled", []) for host, answer in answers.items()}
         for each in unjoined(spooled, known):
@@ -229,7 +238,8 @@ class Watch:
     # The hosts and the ledger
 
     def _request(self, what: Mapping[str, Any]) -> dict[str, Any]:
-        return {"v": VERSION, "watching": True, "blind_limit_s": self.blind_limit_s} | dict(what)
+        own = {"v": VERSION, "watching": True, "alive": False, "blind_limit_s": self.blind_limit_s}
+        return own | dict(what)
 
     def _ask(self, what: Mapping[str, Any]) -> Answers:
         return self.hosts.ask(dict.fromkeys(self.plan.hosts, self._request(what)))
@@ -243,20 +253,31 @@ class Watch:
             data=data,
             now_ms=self._now_ms,
         )
-        record = self.store.append(entry)
-        self._recorded = True
         text = data.get("text") or data.get("reason") or data.get("verdict", {}).get("verdict", "")
-        self._said.append(f"record {record['sequence']}, {kind}: {text}")
-
-    def _anchor(self) -> None:
-        newest = next(self.store.newest(), None)
-        if newest is None:
+        try:
+            record = self.store.append(entry)
+        except (CfnError, OSError) as error:
+            own = error if isinstance(error, CfnError) else RefusedError(f"the ledger: {error}")
+            self._unrecorded = self._unrecorded or own
+            self.said.append(f"NOT RECORDED, {kind}: {text}")
             return
-        anchor = {
-            "environment": self.plan.environment,
-            "sequence": newest["sequence"],
-            "hash": newest["hash"],
-        }
-        for host, answer in self._ask({"anchor": anchor}).items():
+        self._recorded = True
+        self.said.append(f"record {record['sequence']}, {kind}: {text}")
+
+    def _fail_unrecorded(self) -> None:
+        if self._unrecorded is not None:
+            raise self._unrecorded
+
+    def _live(self, *, watching: bool = True) -> None:
+        """Tell every host that all is well, with the ledger's head if it is another one."""
+        what: dict[str, Any] = {"alive": True, "watching": watching}
+        newest = next(self.store.newest(), None) if self._recorded else None
+        if newest is not None:
+            what["anchor"] = {
+                "environment": self.plan.environment,
+                "sequence": newest["sequence"],
+                "hash": newest["hash"],
+            }
+        for host, answer in self._ask(what).items():
             if answer.get("anchor"):
-                self._said.append(f"{host}: {answer['anchor']}")
+                self.said.append(f"{host}: {answer['anchor']}")
