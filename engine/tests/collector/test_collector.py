@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cfn.collector.tail import Ended, EventTail
 from cfn.metrics.records import Coordinated, read_event, read_sample
 from cfn.metrics.times import format_ms
 from cfn.paths import Paths
+from cfn.router.split import bucket, ordered_version
 
 
 def event(number: int = 1, **changes: Any) -> bytes:
@@ -143,6 +145,15 @@ def test_a_rotation_loses_and_doubles_nothing(log: Path) -> None:
     add(log, event(3))
     assert ids(follower.read()) == ["t-2", "t-3"]
     assert ids(follower.read()) == []
+
+
+def test_teams_that_are_none_cost_the_event_nothing_else(log: Path) -> None:
+    follower = tail(log)
+    follower.read()
+    add(log, event(1, teams=[1, {"coordination_time_ms": 7.0}, None]), event(2, teams="x"))
+    found = follower.read() or []
+    assert [each.event.task_id for each in found] == ["t-1", "t-2"]
+    assert [each.team_coordination_time_ms for each in found] == [7.0, None]
 
 
 def test_half_a_line_waits_and_a_damaged_one_is_passed(log: Path) -> None:
@@ -418,6 +429,21 @@ def test_the_largest_coordinator_and_the_cpu_since_the_last_sample(workers: subp
     assert second["engine_cpu_pct"] > 0
     assert second["memory_coordinator_kb"] == psutil.Process(one).memory_info().rss // 1_024
     assert {"engine_read_bytes_s", "engine_write_bytes_s"} <= set(second)
+
+
+@pytest.mark.parametrize(("sticky", "mismatches"), [("customer-7", 0), ("t-1", 1)])
+def test_the_split_is_checked_by_what_it_was_made_by(tree: Paths, sticky: str, mismatches: int) -> None:
+    """The bucket is that of the sticky key where a request has one, not of its task id."""
+    tree.config.write_text('CFN_SPLIT_KEY="split-key"\n')
+    collector = Collector(tree)
+    collector.turn()
+    found = bucket("split-key", "customer-7")
+    ordered = ordered_version("v2", Decimal(10), found)
+    with tree.events.open("ab") as log:
+        log.write(event(1, sticky_key=sticky, bucket=found, ordered=ordered, served=ordered))
+    collector.turn()
+    exposed = collector.exposition.registry.get_sample_value("cfn_split_mismatches_total")
+    assert exposed == mismatches
 
 
 @pytest.mark.parametrize("answer", [b"", b"not json\n", b"[1]\n", b'{"pid": "x", "agents_active": true}\n'])

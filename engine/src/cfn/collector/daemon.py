@@ -93,7 +93,7 @@ class Collector:
 
     def _as_ordered(self, event: Coordinated) -> bool:
         """Whether bucket and version of an event are what its configuration and the key make of it."""
-        expected = bucket(self._follower.config.split_key, event.task_id)
+        expected = bucket(self._follower.config.split_key, event.split_on)
         if event.reason == "over_capacity":
             return event.bucket == expected and event.ordered == "v1"
         ordered = ordered_version(event.config.version, event.config.traffic_pct, expected)

@@ -98,7 +98,8 @@ def _ended(event: Coordinated, line: bytes) -> Ended:
     if b'"teams"' not in line:
         return Ended(event)
     teams = json.loads(line).get("teams")
-    times = [_number(team.get("coordination_time_ms")) for team in teams] if isinstance(teams, list) else []
+    listed = [team for team in teams if isinstance(team, dict)] if isinstance(teams, list) else []
+    times = [_number(team.get("coordination_time_ms")) for team in listed]
     return Ended(event, max((each for each in times if each is not None), default=None))
 
 
