@@ -196,6 +196,21 @@ def test_an_attestation_or_an_incident_is_enough(story: Story) -> None:
     assert [name for name, _ in ended(story).unmet] == ["no_critical_incident"]
 
 
+def test_an_epic_that_was_taken_back_after_its_pass_is_not_complete(story: Story) -> None:
+    whole(story)
+    story.back(1, "stage3")
+    found = ended(story)
+    assert found.outcome == "INCOMPLETE"
+    assert "stage3 was taken back after it" in dict(found.unmet)["verdict"]
+
+
+def test_a_verdict_on_a_past_window_completes_nothing(story: Story) -> None:
+    whole(story)
+    story.verdict(1, "epic", "100", "FAIL")
+    story.verdict(2, "epic", "100", "PASS", retrospective=True)
+    assert ended(story).outcome == "INCOMPLETE"
+
+
 def test_a_plan_that_cannot_work_is_a_pivot_whatever_the_gate_says(story: Story) -> None:
     for number in range(3):
         story.flip(number, "stage2", 50)

@@ -10,6 +10,7 @@ import pytest
 
 from cfn.commands import lock as command
 from cfn.errors import CfnError, RefusedError, UsageError
+from cfn.ledger.joining import Known, unjoined
 from cfn.ledger.store import LedgerStore
 from cfn.metrics.times import format_ms
 from cfn.rollout.lock import Lock, breaking, held, releasing, taking
@@ -53,8 +54,8 @@ def test_a_way_back_that_is_told_late_ends_only_what_was_locked_before_it(
     story: Story, happened: float, held_still: bool
 ) -> None:
     lock(story, 1)
-    hosts = {"one": {"time": format_ms(T0 + round(happened * HOUR_MS))}}
-    story.tell(2, "rolled_back", "stage1", {"text": "V1 serves", "spooled": True, "hosts": hosts})
+    alone = {"time": format_ms(T0 + round(happened * HOUR_MS)), "reason": "the watch was not heard of"}
+    story.tell(2, "rolled_back", "stage1", unjoined({"one": [alone]}, Known())[0].data)
     assert (holder(story, 2) is not None) is held_still
 
 

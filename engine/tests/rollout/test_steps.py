@@ -168,6 +168,35 @@ def test_a_setback_of_a_later_stage_starts_again_at_the_stage_before_it(story: S
     assert decide(story, asked("stage3", 75, 5)).allowed
 
 
+def test_a_clock_that_was_set_back_hides_no_setback(story: Story) -> None:
+    story.verdict(2, "stage1", "10", "PASS")
+    story.verdict(1, "stage1", "10", "FAIL")
+    story.verdict(0.5, "stage1", "10", "INCONCLUSIVE")
+    assert not decide(story, asked("stage2", 50, 2.5)).allowed
+    story = Story()
+    story.verdict(2, "stage1", "10", "FAIL")
+    story.verdict(1, "stage1", "10", "PASS")
+    assert decide(story, asked("stage2", 50, 1.5)).allowed
+
+
+@pytest.mark.parametrize("word", ["PASS", "FAIL"])
+def test_a_verdict_on_a_past_window_decides_nothing(story: Story, word: str) -> None:
+    if word == "FAIL":
+        story.verdict(0, "stage1", "10", "PASS")
+    story.verdict(1, "stage1", "10", word, retrospective=True)
+    assert decide(story, asked("stage2", 50, 2)).allowed is (word == "FAIL")
+    past = staging(1, retrospective=True)
+    assert "past window" in "; ".join(decide(Story(), asked("stage1", 10, 2, RULES), past).reasons)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage3"])
+def test_a_setback_of_any_stage_keeps_v1(story: Story, stage: str) -> None:
+    story.verdict(0, "epic", "100", "PASS")
+    story.back(1, stage)
+    refused = decide(story, asked("decommission", 100, 2))
+    assert f"voided by the rollback of {stage}" in "; ".join(refused.reasons)
+
+
 @pytest.mark.parametrize(
     ("current", "allowed"),
     [

@@ -14,6 +14,7 @@ from cfn.errors import CfnError, DamagedError, RefusedError, UsageError
 from cfn.ledger.canonical import canonical
 from cfn.ledger.chain import Head, check_record
 from cfn.metrics import checks
+from cfn.rollout.records import is_look
 
 EXPORT_VERSION = 1
 NAMESPACE = "cfn-verdict"  # a signature made for anything else is refused
@@ -29,7 +30,9 @@ def found_verdict(
         each
         for each in verdicts
         if (
-            each["data"]["verdict"]["verdict"] == "PASS" if sequence is None else each["sequence"] == sequence
+            is_look(each) and each["data"]["verdict"]["verdict"] == "PASS"
+            if sequence is None
+            else each["sequence"] == sequence
         )
     ]
     if not wanted:

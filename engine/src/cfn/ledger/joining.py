@@ -65,7 +65,9 @@ def unjoined(spooled: Lines, known: Known) -> list[Joined]:
             f"{host} fell back to V1 by itself at {each.get('time')}: {each.get('reason')}"
             for host, each in alone.items()
         )
-        found.append(Joined(stage="", actor="", data={"to_pct": 0, "hosts": alone, "text": text}))
+        found.append(
+            Joined(stage="", actor="", data={"to_pct": 0, "spooled": True, "hosts": alone, "text": text})
+        )
     return found
 
 

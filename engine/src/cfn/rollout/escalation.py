@@ -12,7 +12,7 @@ from cfn.errors import UsageError
 from cfn.metrics import checks
 from cfn.metrics.times import format_ms
 from cfn.rollout.observations import Bucket, Observed
-from cfn.rollout.records import attestations, facts
+from cfn.rollout.records import attestations, facts, is_look
 from cfn.rollout.steps import setback
 
 Record = Mapping[str, Any]
@@ -172,7 +172,7 @@ def failed_attempts(records: Iterable[Record], stage: str) -> int:
             running = True
         elif setback(record) and running:
             failed, running = failed + 1, False
-        elif record["kind"] == "verdict" and record["data"]["verdict"]["verdict"] == "PASS":
+        elif is_look(record) and record["data"]["verdict"]["verdict"] == "PASS":
             failed = 0
     return failed
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from cfn.metrics.times import parse_ms
 from cfn.rollout.escalation import Figures, phase_escalations
-from cfn.rollout.records import attestations, facts
+from cfn.rollout.records import attestations, facts, is_look
+from cfn.rollout.steps import setback
 
 Record = Mapping[str, Any]
 
@@ -65,7 +66,7 @@ def outcome(
             ),
             tuple(each.reason for each in pivots),
         )
-    verdicts = [each for each in records if each["kind"] == "verdict" and each["stage"] == EPIC]
+    verdicts = [each for each in records if is_look(each) and each["stage"] == EPIC]
     unmet: list[tuple[str, str, str]] = []
     because = []
     if not verdicts:
@@ -81,6 +82,11 @@ def outcome(
         ]
         if verdict["verdict"] != "PASS" and not unmet:
             unmet.append(("verdict", "", f"{verdict['verdict']}: {'; '.join(verdict['reasons'])}"))
+        after = [each for each in records if setback(each) and each["sequence"] > last["sequence"]]
+        if after:
+            found = after[-1]
+            why = f"{found['stage']} was taken back after it (record {found['sequence']})"
+            unmet.append(("verdict", "", why))
         now = facts(records, EPIC, parse_ms(verdict["since"]))
         if now["critical_incidents"]:
             unmet.append(("no_critical_incident", "critical_incidents", ", ".join(now["incidents"])))

@@ -44,6 +44,11 @@ class Incident:
         return self.attributed_to in ("v2", "unknown")
 
 
+def is_look(record: Record) -> bool:
+    """Whether a record is a verdict on what runs; one on a past window (retrospective) decides nothing."""
+    return record["kind"] == "verdict" and not record["data"]["verdict"].get("retrospective", False)
+
+
 def check_data(kind: str, data: Mapping[str, Any]) -> None:
     """Hold the data of a record that decides something against what its kind must hold; others pass.
 

@@ -8,6 +8,7 @@ from cfn.rollout.cadence import due, read_cadence
 from cfn.rollout.escalation import Escalation, escalations
 from cfn.rollout.observations import Observed, observe
 from cfn.rollout.plan import Plan
+from cfn.rollout.records import is_look
 
 Record = Mapping[str, Any]
 
@@ -41,7 +42,7 @@ def last_flip(records: Sequence[Record], stage: str) -> tuple[Record, float] | N
 
 def last_verdict(records: Sequence[Record], stage: str) -> Record | None:
     """The last verdict of a stage."""
-    verdicts = [record for record in of_stage(records, stage) if record["kind"] == "verdict"]
+    verdicts = [record for record in of_stage(records, stage) if is_look(record)]
     return verdicts[-1] if verdicts else None
 
 
@@ -56,7 +57,7 @@ def looks_due(records: Sequence[Record], plan: Plan, stage: str, now_ms: int) ->
     looks = [
         parse_ms(each["time"])
         for each in of_stage(records, stage)
-        if each["kind"] == "verdict" and parse_ms(each["time"]) >= since_ms
+        if is_look(each) and parse_ms(each["time"]) >= since_ms
     ]
     found = due(read_cadence(plan.window(stage), traffic, plan.scale), since_ms, looks, now_ms)
     return {

@@ -13,7 +13,7 @@ from cfn.errors import UsageError
 from cfn.metrics import checks
 from cfn.metrics.times import parse_ms
 from cfn.rollout.holds import RESUMED, holds
-from cfn.rollout.records import attestations, facts
+from cfn.rollout.records import attestations, facts, is_look
 
 Record = Mapping[str, Any]
 
@@ -181,7 +181,7 @@ def may_start(records: Iterable[Record], asked: Asked, staging: Record | None) -
         decision.because.append("every host runs this release already, with as much traffic on V2 or more")
         return decision
     before = _previous_step(asked)
-    setbacks = [(each["stage"], parse_ms(each["time"]), _what(each)) for each in records if setback(each)]
+    setbacks = [each for each in records if setback(each)]
     if asked.rules.previous_step and before is not None and asked.kind == "production":
         _need_previous(decision, records, asked, before, setbacks)
     if asked.rules.staging_verdict and asked.kind == "production" and asked.stage != DECOMMISSION:
@@ -228,9 +228,7 @@ def setback(record: Record) -> bool:
     kind: str = record["kind"]
     if kind == "restored":
         return bool(record["data"].get("traffic") == "v1")
-    return kind == "rolled_back" or (
-        kind == "verdict" and str(record["data"]["verdict"]["verdict"]) == "FAIL"
-    )
+    return kind == "rolled_back" or (is_look(record) and str(record["data"]["verdict"]["verdict"]) == "FAIL")
 
 
 def _what(record: Record) -> str:
@@ -243,19 +241,21 @@ def _need_previous(
     records: Sequence[Record],
     asked: Asked,
     before: Step,
-    setbacks: Sequence[tuple[str, int, str]],
+    setbacks: Sequence[Record],
 ) -> None:
     """A fresh PASS of the step before, for the same release and table, after every setback of its own
-    stage and of the stage that is to start."""
+    stage and of the stage that is to start; before the end of V1 of any stage. What came after is told by
+    the numbers of the records: a clock may have been set back in between."""
     name = f"{before.stage} at {before.name} %"
-    voided = max(
-        ((time_ms, what) for stage, time_ms, what in setbacks if stage in (before.stage, asked.stage)),
-        default=(0, ""),
-    )
+    counted = [
+        each
+        for each in setbacks
+        if asked.stage == DECOMMISSION or each["stage"] in (before.stage, asked.stage)
+    ]
     verdicts = [
         record["data"]["verdict"] | {"sequence": record["sequence"], "time": record["time"]}
         for record in records
-        if record["kind"] == "verdict"
+        if is_look(record)
         and record["stage"] == before.stage
         and record["data"]["verdict"]["step"] == before.name
         and record["environment"] == asked.environment
@@ -268,8 +268,8 @@ def _need_previous(
     last_pass = passes[-1]
     cited = f"the PASS of {name} (record {last_pass['sequence']})"
     problems = _problems(last_pass, asked, before.traffic_pct)
-    if voided[0] >= parse_ms(last_pass["time"]):
-        problems.append(f"it is voided by {voided[1]}")
+    if counted and counted[-1]["sequence"] > last_pass["sequence"]:
+        problems.append(f"it is voided by {_what(counted[-1])}")
     decision.reasons += [f"{cited} does not count: {problem}" for problem in problems]
     if not problems:
         decision.because.append(cited)
@@ -289,7 +289,7 @@ def _need_staging(
     decision: Decision,
     asked: Asked,
     staging: Record | None,
-    setbacks: Sequence[tuple[str, int, str]],
+    setbacks: Sequence[Record],
 ) -> None:
     """Staging's PASS of the same stage; after a setback of this stage or a later one here, with as
     much evidence from after it as the rules ask for."""
@@ -305,6 +305,8 @@ def _need_staging(
     problems = []
     if verdict["verdict"] != "PASS":
         problems.append("it is no PASS")
+    if not is_look(staging):
+        problems.append("it judges a past window")
     if verdict["step"] != "staging" or staging["stage"] != asked.stage:
         problems.append(
             f"it judges {staging['stage']} at step {verdict['step']}, not {asked.stage} in staging"
@@ -313,7 +315,8 @@ def _need_staging(
     order = list(dict.fromkeys(step.stage for step in asked.steps))
     later = set(order[order.index(asked.stage) :])
     setback_ms, what = max(
-        ((time_ms, what) for stage, time_ms, what in setbacks if stage in later), default=(0, "")
+        ((parse_ms(each["time"]), _what(each)) for each in setbacks if each["stage"] in later),
+        default=(0, ""),
     )
     needed_ms = round(asked.rules.retry_staging_s * 1_000 / asked.rules.time_factor)
     if what and _evidence_after(verdict, setback_ms) < needed_ms:
