@@ -7,6 +7,8 @@ import pytest
 from cfn.judge import judge as judge_module
 from cfn.judge.judge import judge
 from cfn.judge.request import read_request
+from cfn.metrics.times import format_ms
+from engine.tests.judge.conftest import SINCE_MS
 
 FULL_S = 66
 
@@ -56,6 +58,11 @@ def test_a_degraded_v2_fails_by_name(
     assert (verdict["verdict"], verdict["exit_code"]) == ("FAIL", 10)
     assert broken(verdict) == culprits
     assert all(any(name in reason for reason in verdict["reasons"]) for name in culprits)
+
+
+def test_a_crash_right_after_a_flip_within_a_bucket_is_seen(fleet: Any, behaviour: Any) -> None:
+    verdict = fleet.write(20, behaviour(crash_at_s=1)).judge(20, since=format_ms(SINCE_MS + 100))
+    assert broken(verdict) == {"trigger_crash", "no_crash"}
 
 
 def test_growing_memory_fails_in_staging(fleet: Any, behaviour: Any) -> None:

@@ -173,6 +173,16 @@ def test_a_window_holds_whole_buckets_after_the_settling(since_ms: int, elapsed_
     assert window.full == (now_ms // 300_000 * 300_000 >= window.full_at_ms)
 
 
+@pytest.mark.parametrize("since_ms", [600_000, 600_001, 899_999])
+def test_where_nothing_settles_the_bucket_of_the_change_counts(since_ms: int) -> None:
+    """A crash in the first minutes would else never be seen."""
+    window = window_of(criterion(settle_s=0), since_ms, since_ms + 3_600_000)
+    assert window.starts[0] == 600_000
+    assert (
+        window.full_at_ms - 3_600_000 >= since_ms
+    )  # and still a whole window of the new traffic is asked for
+
+
 # Figures
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -27,8 +27,9 @@ from cfn.metrics import series
 from cfn.metrics.evidence import Evidence
 from cfn.metrics.from_prometheus import Window, evidence_by_host
 from cfn.metrics.packing import pack, unpack
-from cfn.metrics.prometheus import PrometheusError, Source
+from cfn.metrics.prometheus import Matrix, PrometheusError, Source
 from cfn.metrics.records import GAUGES, Coordinated, read_event
+from cfn.metrics.reduce import HOST
 from cfn.metrics.series import Totals
 from cfn.metrics.times import format_ms
 from cfn.paths import Paths
@@ -175,6 +176,34 @@ def test_what_goes_wrong_is_the_evidence_of_every_host_and_never_a_pass(
     assert all("cannot be trusted" in each["error"] for each in hosts.values())
     with pytest.raises(UsageError, match="--instance HOST=LABEL"):
         main(["--since", "0", "--until", "300", "--bucket-s", "300", "--prometheus", "http://x"])
+
+
+class _Counted:
+    """In place of a Prometheus: a unit and a host that were up before the window, and again in its first
+    bucket."""
+
+    def query_range(self, query: str, *, start_ms: int, end_ms: int, step_ms: int, **_: Any) -> Matrix:
+        moments = range(start_ms, end_ms + 1, step_ms)
+        if series.SAMPLED_AT in query:
+            values = {moment: 5.0 if query.startswith("count") else moment / 1_000 for moment in moments}
+            return {"i": {(): values}}
+        first = {
+            series.UNIT_STARTS: ((("unit", "router"),), (1.0, 2.0)),
+            series.BOOTED_AT: ((), (10.0, 3_600.0)),
+        }
+        for name, (labels, (before, after)) in first.items():
+            if name in query:
+                return {"i": {labels: {m: before if m == start_ms else after for m in moments}}}
+        return {}
+
+
+def test_a_restart_in_the_first_bucket_is_counted() -> None:
+    window = Window(since_ms=3_000_000, until_ms=6_000_000, bucket_ms=300_000)
+    found = evidence_by_host(cast(Source, _Counted()), {"h": "i"}, window)["h"]
+    assert "error" not in found, found
+    counted = Evidence.from_json(unpack(found))
+    assert counted.sampled[3_000_000].restarts == {"router": 1, HOST: 1}
+    assert sum(sum(cell.restarts.values()) for cell in counted.sampled.values()) == 2
 
 
 # Series

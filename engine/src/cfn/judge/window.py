@@ -32,12 +32,14 @@ def window_of(criterion: Criterion, since_ms: int, now_ms: int) -> Window:
     """The window of a criterion (on its scale) for traffic that has been as it is since `since_ms`.
 
     It has the criterion's length, back from now; that of one that `grows` begins when the traffic had
-    settled, MAX_BUCKETS ago at most.
+    settled, MAX_BUCKETS ago at most. Where nothing is left to settle it begins with the bucket of the change
+    itself, lest what breaks at once is never seen.
     """
     bucket_ms = round(criterion.bucket_s * 1_000)
     length_ms = max(1, round(criterion.window_s * 1_000) // bucket_ms) * bucket_ms
     settled_ms = since_ms + round(criterion.settle_s * 1_000)
-    first_ms = -(-settled_ms // bucket_ms) * bucket_ms
+    whole_ms = -(-settled_ms // bucket_ms) * bucket_ms
+    first_ms = whole_ms if criterion.settle_s else settled_ms // bucket_ms * bucket_ms
     end_ms = now_ms // bucket_ms * bucket_ms
     longest_ms = max(length_ms, MAX_BUCKETS * bucket_ms) if criterion.grows else length_ms
     start_ms = max(first_ms, end_ms - longest_ms)
@@ -45,7 +47,7 @@ def window_of(criterion: Criterion, since_ms: int, now_ms: int) -> Window:
         start_ms=start_ms,
         end_ms=max(start_ms, end_ms),
         bucket_ms=bucket_ms,
-        full_at_ms=first_ms + length_ms,
+        full_at_ms=whole_ms + length_ms,
     )
 
 

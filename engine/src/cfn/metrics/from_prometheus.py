@@ -161,8 +161,9 @@ class _Answers:
         scrapes = self._scrapes.get(instance, {}).get((), {})
         newest = self._newest.get(instance, {}).get((), {})
         evidence.samples.present = bool(scrapes)
-        before: dict[str, float] = {}
-        booted: float | None = None
+        earlier = self._window.since_ms - self._window.bucket_ms
+        before = {unit: values[earlier] for ((_, unit),), values in self._unit_starts(instance, earlier)}
+        booted = self._booted.get(instance, {}).get((), {}).get(earlier)
         for start in self._window.starts:
             # A collector that hangs is scraped on: its sample is then of an earlier bucket.
             if start not in scrapes or not newest[start] * 1_000 >= start:
@@ -172,17 +173,22 @@ class _Answers:
             evidence.samples.records += cell.samples
             for gauge in series.GAUGE_SERIES:
                 self._add_gauge(evidence, cell, gauge, instance, start)
-            for ((_, unit),), values in self._starts.get(instance, {}).items():
-                if start in values and math.isfinite(values[start]):
-                    cell.starts_samples = cell.samples
-                    now = values[start]
-                    cell.restarts[unit] = restarts_since(round(before.get(unit, now)), round(now))
-                    before[unit] = now
+            for ((_, unit),), values in self._unit_starts(instance, start):
+                cell.starts_samples = cell.samples
+                now = values[start]
+                cell.restarts[unit] = restarts_since(round(before.get(unit, now)), round(now))
+                before[unit] = now
             at = self._booted.get(instance, {}).get((), {}).get(start)
             if at is not None and math.isfinite(at):
-                if booted is not None and at > booted + REBOOT_TOLERANCE_S:
+                if booted is not None and math.isfinite(booted) and at > booted + REBOOT_TOLERANCE_S:
                     cell.restarts[HOST] = cell.restarts.get(HOST, 0) + 1
                 booted = at
+
+    def _unit_starts(self, instance: str, start: int) -> Iterator[tuple[Labels, dict[int, float]]]:
+        """Each unit that was counted in a bucket."""
+        for labels, values in self._starts.get(instance, {}).items():
+            if math.isfinite(values.get(start, math.nan)):
+                yield labels, values
 
     def _add_gauge(self, evidence: Evidence, cell: SampleCell, gauge: str, instance: str, start: int) -> None:
         asked = [
