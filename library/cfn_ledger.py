@@ -49,7 +49,8 @@ options:
     elements: str
     default: []
   head:
-    description: C(sequence) and C(hash) of a record, as returned in C(record).
+    description: C(sequence), C(hash) and, so that another writer may come late, C(previous) of a record, as
+      returned in C(record).
     type: dict
   anchors:
     description: For each host the heads that it keeps.
@@ -144,7 +145,10 @@ def anchor(module: AnsibleModule) -> None:
         module.exit_json(changed=False)
     head = module.params["head"]
     arguments = ["ledger", "anchor", "--environment", module.params["environment"]]
-    kept = run_cfn(module, [*arguments, "--sequence", str(head["sequence"]), "--hash", head["hash"]])
+    arguments += ["--sequence", str(head["sequence"]), "--hash", head["hash"]]
+    if head.get("previous"):
+        arguments += ["--previous", head["previous"]]
+    kept = run_cfn(module, arguments)
     module.exit_json(changed=kept["changed"])
 
 

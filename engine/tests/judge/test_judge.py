@@ -65,6 +65,16 @@ def test_a_crash_right_after_a_flip_within_a_bucket_is_seen(fleet: Any, behaviou
     assert broken(verdict) == {"trigger_crash", "no_crash"}
 
 
+@pytest.mark.parametrize(
+    ("release", "word"), [("1.0.0", "PASS"), ("0.9.0, 1.0.0", "PASS"), ("", "PASS"), ("2.0.0", "ERROR")]
+)
+def test_the_evidence_is_of_the_release_that_is_asked_about(fleet: Any, release: str, word: str) -> None:
+    verdict = fleet.write(FULL_S).judge(FULL_S, release=release)
+    assert verdict["verdict"] == word, verdict["reasons"]
+    if word == "ERROR":
+        assert "ran release 1.0.0; the question is about 2.0.0" in verdict["reasons"][0]
+
+
 def test_growing_memory_fails_in_staging(fleet: Any, behaviour: Any) -> None:
     fleet.traffic_pct = 100.0
     verdict = fleet.write(FULL_S, behaviour(memory_growth_pct=200)).judge(FULL_S, part="staging")

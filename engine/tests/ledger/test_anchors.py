@@ -33,6 +33,24 @@ def test_another_past_is_refused(tmp_path: Path, sequence: int, hash_: str) -> N
     assert anchors.read(tmp_path, "lab") == [Head(5, B)]
 
 
+def test_a_writer_that_comes_late_is_no_damage_where_the_other_brought_its_record(tmp_path: Path) -> None:
+    late, newest = Head(2, B), Head(3, C)
+    anchors.keep(tmp_path, "lab", newest, [Head(1, A), late], time=NOW)
+    assert not anchors.keep(tmp_path, "lab", late, [Head(1, A)], time=NOW)
+    assert anchors.read(tmp_path, "lab") == [Head(1, A), late, newest]
+
+
+def test_earlier_heads_are_no_way_around_what_is_kept(tmp_path: Path) -> None:
+    keep(tmp_path, 2, B)
+    for earlier in ([Head(2, C)], [Head(1, A), Head(2, A)]):
+        with pytest.raises(DamagedError, match="cut or rewritten"):
+            anchors.keep(tmp_path, "lab", Head(3, C), earlier, time=NOW)
+    with pytest.raises(DamagedError, match="cut or rewritten"):
+        anchors.keep(tmp_path, "lab", Head(1, A), time=NOW)
+    anchors.keep(tmp_path, "lab", Head(4, C), [Head(1, A), Head(2, B), Head(3, A)], time=NOW)
+    assert anchors.read(tmp_path, "lab") == [Head(2, B), Head(3, A), Head(4, C)]
+
+
 def test_a_line_torn_by_a_crash_is_written_over(tmp_path: Path) -> None:
     keep(tmp_path, 1, A)
     with (tmp_path / "lab.jsonl").open("a") as file:

@@ -1,5 +1,6 @@
 """The ledger: every change to a chain is found, and a crash in the middle of a write harms nothing."""
 
+import errno
 import io
 import json
 import multiprocessing
@@ -129,6 +130,25 @@ def test_a_torn_tail_is_put_aside_and_said(tmp_path: Path) -> None:
     aside = list(tmp_path.glob("*.torn"))
     assert [path.read_bytes() for path in aside] == [b'{"half": "a rec']
     assert str(aside[0]) in said[0]
+
+
+def test_a_torn_tail_that_cannot_be_put_aside_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled(tmp_path)
+    torn = store.path.read_bytes() + b'{"half": "a rec'
+    store.path.write_bytes(torn)
+    really = os.open
+
+    def full(path: Any, *rest: Any, **named: Any) -> int:
+        if str(path).endswith(".torn"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return really(path, *rest, **named)
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(RefusedError, match=r"torn.*No space left"):
+        store.append(entry())
+    assert store.path.read_bytes() == torn
 
 
 @pytest.mark.parametrize("cut", range(0, 300, 23))

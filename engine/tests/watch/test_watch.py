@@ -15,6 +15,7 @@ from cfn.errors import RefusedError, UsageError
 from cfn.ledger import anchors
 from cfn.ledger.chain import Entry
 from cfn.ledger.entries import checked_entry
+from cfn.ledger.joining import Joined, Known, unjoined
 from cfn.ledger.store import LedgerStore
 from cfn.metrics.times import format_ms
 from cfn.paths import Paths
@@ -71,14 +72,16 @@ class Reach:
             return {"error": f"{name}: no route"}
         tree = self.fleet.tree(name)
         if request.get("order") and not self.deaf_guards:
-            threading.Thread(target=self._guard, args=(tree,)).start()
+            threading.Thread(target=self._guard, args=(tree, request["order"]["id"])).start()
         found: dict[str, Any] = json.loads(json.dumps(host_side.answer(request, tree, now_ms=self.now_ms)))
         return found
 
-    def _guard(self, tree: Paths) -> None:
-        """Until the order is there: the path unit sees it whenever it comes."""
+    def _guard(self, tree: Paths, order: str) -> None:
+        """Until the order is obeyed: the path unit sees it whenever it comes."""
+        obeyed = host_side.folder(tree) / "obeyed.json"
         for _ in range(200):
-            if host_side.guard(tree, now_ms=self.now_ms, flipper=flipper(tree)):
+            host_side.guard(tree, now_ms=self.now_ms, flipper=flipper(tree))
+            if obeyed.exists() and order in obeyed.read_text():
                 return
             time.sleep(0.05)
 
@@ -173,7 +176,9 @@ def test_a_due_look_is_judged_recorded_and_anchored(fleet: Fleet) -> None:
     assert record["data"]["verdict"]["verdict"] == "PASS", record["data"]["verdict"]["reasons"]
     assert in_force(reach) == ["v2 10"] * 3
     for name in HOSTS:
-        assert anchors.read(fleet.tree(name).state / "anchors", "lab")[-1].hash == record["hash"]
+        heads = anchors.read(fleet.tree(name).state / "anchors", "lab")
+        assert heads[-1].hash == record["hash"]
+        assert [head.sequence for head in heads] == list(range(1, record["sequence"] + 1))
 
 
 def test_a_critical_incident_takes_the_traffic_back(fleet: Fleet) -> None:
@@ -328,10 +333,10 @@ def test_a_fail_acts_though_the_ledger_is_full_and_no_host_hears_that_the_watch_
     reach = prepared(fleet, 64, BAD)
     watched = watch(reach)
 
-    def full(_: Entry) -> None:
+    def full(_: object) -> None:
         raise RefusedError("No space left on device")
 
-    monkeypatch.setattr(watched.store, "append", full)
+    monkeypatch.setattr(watched.store, "append_all", full)
     with pytest.raises(RefusedError, match="No space left"):
         watched.tick(reach.now_ms)
     assert in_force(reach) == ["v1 10"] * 3
@@ -566,6 +571,36 @@ def test_a_host_that_a_way_back_did_not_reach_follows_when_it_answers(
     assert len(told) == (not forward)
     if not forward:
         assert host_side._in_force(fleet.tree("h2")).epoch == 9
+
+
+def test_what_somebody_else_joins_while_the_watch_asks_is_not_joined_twice(fleet: Fleet) -> None:
+    reach = prepared(fleet, 64)
+    watched = watch(reach)
+    spool.add(fleet.tree("h1"), {"time": format_ms(SINCE_MS + 1_000), "reason": "silent"})
+    asks = reach.ask
+    joined: list[Joined] = []
+
+    def ask(requests: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        answers = asks(requests)
+        if not joined:  # as status.yml would
+            joined.extend(unjoined({"h1": answers["h1"]["spooled"]}, Known()))
+            watched.store.append(
+                checked_entry(kind="rolled_back", stage="stage1", actor="ada", environment="lab",
+                              data=joined[0].data)
+            )  # fmt: skip
+        return answers
+
+    reach.ask = ask  # type: ignore[method-assign]
+    watched.tick(reach.now_ms)
+    assert kinds(watched).count("rolled_back") == 1
+
+
+def test_a_line_of_a_spool_that_a_crash_tore_costs_no_other(fleet: Fleet) -> None:
+    tree = prepared(fleet, 1).fleet.tree("h1")
+    with spool.place(tree).open("w") as file:
+        file.write('{"time": "2026-')
+    spool.add(tree, {"time": "t", "reason": "silent"})
+    assert [each["reason"] for each in spool.lines(tree)] == ["silent"]
 
 
 def test_a_way_back_that_nobody_could_record_is_joined_with_its_own_words(fleet: Fleet) -> None:

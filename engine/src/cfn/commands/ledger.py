@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
     keep.add_argument("--environment", required=True)
     keep.add_argument("--sequence", required=True, type=int)
     keep.add_argument("--hash", required=True)
+    keep.add_argument("--previous", metavar="HASH", help="of the record before it, which is kept too")
     kept = actions.add_parser("anchors", help="the heads that this host keeps")
     kept.add_argument("--environment", required=True)
     kept.add_argument("--last", type=int, default=MAX_SHOWN, metavar="N")
@@ -153,12 +154,14 @@ def _export(store: LedgerStore, options: argparse.Namespace) -> int:
 
 
 def _anchor(_: LedgerStore, options: argparse.Namespace) -> int:
-    if options.sequence < 1 or not re.fullmatch(r"[0-9a-f]{64}", options.hash):
+    hashes = [options.hash] if options.previous is None else [options.previous, options.hash]
+    if options.sequence < 1 or not all(re.fullmatch(r"[0-9a-f]{64}", each) for each in hashes):
         raise UsageError("a head is a sequence from 1 and a hash of 64 hex digits")
     _check_name(options.environment)
     head = Head(options.sequence, options.hash)
+    earlier = [Head(options.sequence - 1, each) for each in hashes[:-1] if options.sequence > 1]
     now = format_ms(time.time_ns() // 1_000_000)
-    changed = anchors.keep(paths.installed().state / ANCHORS, options.environment, head, time=now)
+    changed = anchors.keep(paths.installed().state / ANCHORS, options.environment, head, earlier, time=now)
     print(json.dumps({"changed": changed, "sequence": head.sequence, "hash": head.hash}))
     return EXIT_DONE
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from cfn import paths
 from cfn.errors import EXIT_DONE, UsageError
+from cfn.ledger.chain import Entry
 from cfn.ledger.entries import checked_entry, environment_of, store_in
 from cfn.metrics.checks import load_object
 from cfn.rollout.lock import breaking, held, releasing, taking
@@ -60,11 +61,13 @@ def _append(
     options: argparse.Namespace, kind: str, data: Callable[[Iterator[dict[str, Any]]], dict[str, Any]]
 ) -> None:
     environment = environment_of(options.environment)
-    store_in(options.folder).append_decided(
-        lambda newest: checked_entry(
+
+    def entry(newest: Iterator[dict[str, Any]]) -> Entry:
+        return checked_entry(
             kind=kind, stage=options.stage, actor=options.actor, environment=environment, data=data(newest)
         )
-    )
+
+    store_in(options.folder).append_all(lambda newest: [entry(newest)])
 
 
 def _asked() -> dict[str, Any]:

@@ -8,11 +8,13 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cfn import paths
 from cfn.errors import EXIT_DONE, CfnError, UsageError
+from cfn.ledger.chain import Entry
 from cfn.ledger.entries import checked_entry, environment_of, store_in
 from cfn.ledger.joining import Known, unjoined
 from cfn.metrics import checks
@@ -68,19 +70,21 @@ def _add(installed: paths.Paths, back: dict[str, Any]) -> None:
 def _join(options: argparse.Namespace, spooled: dict[str, Any]) -> list[dict[str, Any]]:
     if not any(spooled.values()):
         return []
-    store = store_in(options.folder)
-    known = Known()
-    for record in store.oldest():
-        known.take_in(record)
-    return [
-        store.append(
+    environment = environment_of(options.environment)
+
+    def joined(newest: Iterator[dict[str, Any]]) -> list[Entry]:
+        known = Known()
+        for record in reversed(list(newest)):
+            known.take_in(record)
+        return [
             checked_entry(
                 kind="rolled_back",
                 stage=each.stage or options.stage,
                 actor=each.actor or options.actor,
-                environment=environment_of(options.environment),
+                environment=environment,
                 data=each.data,
             )
-        )
-        for each in unjoined(spooled, known)
-    ]
+            for each in unjoined(spooled, known)
+        ]
+
+    return store_in(options.folder).append_all(joined)

@@ -7,7 +7,7 @@ from cfn.judge.request import Request
 from cfn.judge.verdict import Verdict
 from cfn.judge.window import plan
 from cfn.metrics.arm import Arm
-from cfn.metrics.evidence import Evidence, SampleCell
+from cfn.metrics.evidence import UNKNOWN_RELEASE, Evidence, SampleCell
 
 # A line or two may be cut by a crash or a full disk; more hides what it held.
 LOST_LINES_ALLOWED = 3
@@ -139,6 +139,13 @@ def _check(evidence: Evidence, request: Request) -> tuple[Verdict, str]:
         )
         ordered = f"{request.ordered.version} {request.ordered.traffic_pct:f} %"
         return Verdict.ERROR, f"the split is not what was ordered: it runs {found}, ordered is {ordered}"
+    asked = {each for each in request.release.split(", ") if each}
+    ran = evidence.releases - {UNKNOWN_RELEASE}
+    if asked and ran and not asked & ran:
+        return (
+            Verdict.ERROR,
+            f"it ran release {', '.join(sorted(ran))}; the question is about {request.release}",
+        )
     return Verdict.PASS, ""
 
 

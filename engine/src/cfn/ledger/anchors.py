@@ -6,6 +6,7 @@ One file for each environment, one line for each head, oldest first; a head is n
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from cfn.errors import DamagedError, RefusedError
@@ -16,14 +17,15 @@ from cfn.metrics import checks
 MODE = 0o640
 
 
-def keep(folder: Path, environment: str, head: Head, *, time: str) -> bool:
-    """Keep a head. False if it is kept already. The caller has checked that `environment` is a name.
+def keep(folder: Path, environment: str, head: Head, earlier: Sequence[Head] = (), *, time: str) -> bool:
+    """Keep a head, and the `earlier` ones (oldest first) that are later than all that is kept. False if it
+    is kept already. The caller has checked that `environment` is a name.
 
-    Raises DamagedError if another hash is kept for its sequence, or a later head is kept and this one
+    Two writers of a ledger come here in any order; who brings the earlier heads lets the other one come
+    late. Raises DamagedError if another hash is kept for a sequence, or a later head is kept and this one
     is not: the ledger was cut or rewritten. Raises RefusedError when the disk refuses.
     """
     path = folder / f"{environment}.jsonl"
-    line = json.dumps({"v": 1, "time": time, "sequence": head.sequence, "hash": head.hash}) + "\n"
     try:
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
@@ -35,20 +37,29 @@ def keep(folder: Path, environment: str, head: Head, *, time: str) -> bool:
             kept = read(folder, environment)
             if head in kept:
                 return False
-            if kept and kept[-1].sequence >= head.sequence:
-                raise DamagedError(
-                    f"{path}: record {kept[-1].sequence} ({kept[-1].hash}) is kept here, and record "
-                    f"{head.sequence} ({head.hash}) does not fit: the ledger was cut or rewritten"
-                )
+            known = {each.sequence: each for each in kept}
+            newest = kept[-1] if kept else Head()
+            for each in (*earlier, head):
+                late = each is head and head.sequence <= newest.sequence
+                if late or known.get(each.sequence, each) != each:
+                    raise DamagedError(
+                        f"{path}: record {newest.sequence} ({newest.hash}) is kept here, and record "
+                        f"{each.sequence} ({each.hash}) does not fit: the ledger was cut or rewritten"
+                    )
             size = os.fstat(descriptor).st_size
             os.ftruncate(descriptor, size - len(last_line(descriptor, size)))  # torn by a crash
-            os.write(descriptor, line.encode())
+            new = [each for each in (*earlier, head) if each.sequence > newest.sequence]
+            os.write(descriptor, "".join(_line(each, time) for each in new).encode())
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise RefusedError(f"{path}: cannot be written: {error}") from error
     return True
+
+
+def _line(head: Head, time: str) -> str:
+    return json.dumps({"v": 1, "time": time, "sequence": head.sequence, "hash": head.hash}) + "\n"
 
 
 def read(folder: Path, environment: str) -> list[Head]:

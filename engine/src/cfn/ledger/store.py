@@ -45,24 +45,29 @@ class LedgerStore:
         DamagedError if the ledger's end cannot be trusted, RefusedError if the lock is not had in time
         or the disk refuses (the ledger is then as it was).
         """
-        return self.append_decided(lambda _: entry)
+        return self.append_all(lambda _: [entry])[0]
 
-    def append_decided(self, decide: Callable[[Iterator[Record]], Entry]) -> Record:
-        """As `append`, of what `decide` returns. It is given the records, newest first, and no other
-        writer comes between its reading and the append; what it raises leaves the ledger as it was."""
+    def append_all(self, decide: Callable[[Iterator[Record]], Sequence[Entry]]) -> list[Record]:
+        """As `append`, of all that `decide` returns, one after the other: those before one that fails stay.
+        It is given the records, newest first, and no other writer comes between its reading and the append;
+        what it raises leaves the ledger as it was."""
+        appended = []
         with self._lock():
             descriptor = self._open()
             try:
                 end = self._cut_torn_tail(descriptor)
                 head = self._head(descriptor, end)
-                try:
-                    record = next_record(head, decide(self._backwards(descriptor, end, head)))
-                except ValueError as error:
-                    raise UsageError(f"this is no record of the ledger: {error}") from None
-                self._write(descriptor, record, end)
+                for entry in decide(self._backwards(descriptor, end, head)):
+                    try:
+                        record = next_record(head, entry)
+                    except ValueError as error:
+                        raise UsageError(f"this is no record of the ledger: {error}") from None
+                    end = self._write(descriptor, record, end)
+                    head = Head(record["sequence"], record["hash"])
+                    appended.append(record)
             finally:
                 os.close(descriptor)
-        return record
+        return appended
 
     def records(self, last: int) -> list[Record]:
         """The last records, oldest first. Raises DamagedError naming the first that cannot be trusted."""
@@ -177,12 +182,15 @@ class LedgerStore:
         if not torn:
             return size
         aside = self._folder / f"ledger.{time.time_ns()}.torn"
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE), "wb") as file:
-            file.write(torn)
-            file.flush()
-            os.fsync(file.fileno())
-        os.ftruncate(descriptor, size - len(torn))
-        os.fsync(descriptor)
+        try:
+            with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE), "wb") as file:
+                file.write(torn)
+                file.flush()
+                os.fsync(file.fileno())
+            os.ftruncate(descriptor, size - len(torn))
+            os.fsync(descriptor)
+        except OSError as error:
+            raise RefusedError(f"{aside}: the torn last record cannot be put aside: {error}") from error
         self._say(f"the last record was torn by a crash: its {len(torn)} bytes are in {aside} now")
         return size - len(torn)
 
@@ -220,7 +228,8 @@ class LedgerStore:
         except (OSError, ValueError) as error:
             raise DamagedError(f"{self.head_path}: cannot be trusted: {error}") from None
 
-    def _write(self, descriptor: int, record: Record, end: int) -> None:
+    def _write(self, descriptor: int, record: Record, end: int) -> int:
+        """Write a record at the end. Returns the size."""
         line = canonical(record).encode() + b"\n"
         try:
             written = 0
@@ -237,3 +246,4 @@ class LedgerStore:
         except OSError as error:
             os.ftruncate(descriptor, end)
             raise RefusedError(f"{self.path}: cannot be written: {error}; it is as it was") from error
+        return end + len(line)

@@ -18,6 +18,7 @@ from cfn.metrics.times import format_ms, parse_ms
 
 EVIDENCE_VERSION = 2
 SOURCES = ("files", "prometheus")
+UNKNOWN_RELEASE = "unknown"  # of a source that does not say
 # Kinds of damage that lost a record; the other kinds are told, and nothing is missing because of them.
 LOST_KINDS = ("garbage", "not_finite", "unknown_version", "invalid", "too_long", "future")
 TOLD_KINDS = ("cut", "duplicate", "out_of_order")

@@ -18,7 +18,7 @@ from typing import Any
 
 from cfn.metrics import series
 from cfn.metrics.arm import MICRO, Arm, RateSum
-from cfn.metrics.evidence import Evidence, Gauge, RequestCell, SampleCell
+from cfn.metrics.evidence import UNKNOWN_RELEASE, Evidence, Gauge, RequestCell, SampleCell
 from cfn.metrics.packing import pack
 from cfn.metrics.prometheus import Labels, Matrix, PrometheusError, Source, finite
 from cfn.metrics.records import LEVEL_RATES, RATES, Ordered, read_config
@@ -95,7 +95,7 @@ class _Answers:
             until_ms=window.until_ms,
             bucket_ms=window.bucket_ms,
             source="prometheus",
-            releases={"unknown"},
+            releases={UNKNOWN_RELEASE},
         )
         self._add_samples(evidence, instance)
         self._add_configurations(evidence, instance)

@@ -72,14 +72,20 @@ def _keep(anchor: Mapping[str, Any], tree: Paths, now_ms: int) -> str:
     environment = checks.text(anchor.get("environment"), "environment")
     if not NAME.fullmatch(environment):
         raise ValueError(f"environment {environment!r}")
-    head = Head(
-        checks.whole(anchor.get("sequence"), "sequence", low=1), checks.text(anchor.get("hash"), "hash")
-    )
+    head = _head(anchor)
+    earlier = [_head(each) for each in checks.sequence(anchor.get("earlier", []), "earlier")]
     try:
-        anchors.keep(tree.state / "anchors", environment, head, time=format_ms(now_ms))
+        anchors.keep(tree.state / "anchors", environment, head, earlier, time=format_ms(now_ms))
     except CfnError as error:
         return str(error)
     return ""
+
+
+def _head(value: Any) -> Head:
+    named = checks.mapping(value, "a head")
+    return Head(
+        checks.whole(named.get("sequence"), "sequence", low=1), checks.text(named.get("hash"), "hash")
+    )
 
 
 def _evidence(wanted: Mapping[str, Any], tree: Paths, now_ms: int) -> dict[str, Any]:

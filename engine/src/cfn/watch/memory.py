@@ -17,6 +17,8 @@ from cfn.rollout.standing import flip_of
 MODE = 0o640
 VERSION = 1
 
+Record = Mapping[str, Any]
+
 
 @dataclass(slots=True, kw_only=True)
 class Memory:
@@ -39,16 +41,19 @@ class Memory:
     people: list[dict[str, Any]] = field(default_factory=list)
 
     def catch_up(self, store: LedgerStore) -> None:
-        """Read what the ledger has more than is remembered; once all of it, then the newest only. Where it
-        does not hold what was read last it is another ledger, and all of it is new."""
-        fresh = []
-        for record in store.newest():
+        """Read what the ledger has more than is remembered; once all of it, then the newest only."""
+        self.take_in(reversed(self.unread(store.newest())))
+
+    def unread(self, newest: Iterable[Record]) -> list[Record]:
+        """The records that are not read yet, newest first; of another ledger all, and what is remembered of
+        this one is forgotten."""
+        fresh: list[Record] = []
+        for record in newest:
             if (record["sequence"], record["hash"]) == (self.sequence, self.hash):
-                break
+                return fresh
             fresh.append(record)
-        else:
-            self._forget()
-        self.take_in(reversed(fresh))
+        self._forget()
+        return fresh
 
     def _forget(self) -> None:
         """Only what is not of the ledger stays."""
@@ -56,7 +61,7 @@ class Memory:
         for each in fields(self):
             setattr(self, each.name, getattr(new, each.name))
 
-    def take_in(self, records: Iterable[Mapping[str, Any]]) -> None:
+    def take_in(self, records: Iterable[Record]) -> None:
         """Go on with records, oldest first."""
         for record in records:
             self.sequence, self.hash = record["sequence"], record["hash"]
@@ -72,7 +77,7 @@ class Memory:
             elif is_look(record) and self.flip_ms is not None:
                 self.looks_ms.append(parse_ms(record["time"]))
 
-    def _take_in_back(self, record: Mapping[str, Any]) -> None:
+    def _take_in_back(self, record: Record) -> None:
         """What was taken back, and what came from a spool, whatever the stage was."""
         known = Known(**self.known)
         known.take_in(record)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cfn.ledger.backwards import last_line
 from cfn.metrics import checks
 from cfn.paths import Paths
 
@@ -25,12 +26,14 @@ def place(tree: Paths) -> Path:
 def add(tree: Paths, line: Mapping[str, Any]) -> None:
     """Append a line, durably. Raises OSError."""
     path = place(tree)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
     try:
         owner = path.parent.stat()
         if os.geteuid() == 0:
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
-        os.write(descriptor, json.dumps(dict(line)).encode() + b"\n")
+        size = os.fstat(descriptor).st_size
+        torn = b"\n" if last_line(descriptor, size) else b""  # by a crash: this line is not to end it
+        os.write(descriptor, torn + json.dumps(dict(line)).encode() + b"\n")
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

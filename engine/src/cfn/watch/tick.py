@@ -1,7 +1,9 @@
 """One minute of the watch: ask, judge, record, and take traffic back where a verdict says so."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +11,7 @@ from cfn.errors import CfnError, RefusedError, UsageError
 from cfn.judge.judge import judge
 from cfn.judge.request import read_request
 from cfn.judge.window import plan as window_plan
+from cfn.ledger.chain import Entry
 from cfn.ledger.entries import checked_entry
 from cfn.ledger.joining import Known, unjoined
 from cfn.ledger.store import LedgerStore
@@ -26,6 +29,7 @@ from cfn.watch.memory import Memory, recall
 
 BLIND = ("NO_DATA", "ERROR")
 GUARDRAIL_WINDOW_S = 21_600.0
+ANCHORED = 16  # heads that hosts are told at once: who recorded in between may come after
 
 Answers = dict[str, dict[str, Any]]
 
@@ -229,11 +233,23 @@ class Watch:
     def _take_in_spools(self, memory: Memory, answers: Answers) -> None:
         """What was done while nobody could record it is joined to the ledger, once: what could not be
         recorded now is not remembered as joined."""
-        known = Known(**memory.known)
         spooled = {host: answer.get("spooled", []) for host, answer in answers.items()}
-        for each in unjoined(spooled, known):
-            self._record("rolled_back", each.data, stage=each.stage, actor=each.actor)
-        memory.known = asdict(known)
+        if not any(spooled.values()):
+            return
+        known = Known()
+
+        def joined(newest: Iterator[dict[str, Any]]) -> list[Entry]:
+            nonlocal known
+            known = Known(**deepcopy(memory.known))
+            for record in reversed(memory.unread(newest)):  # what somebody else joined meanwhile
+                known.take_in(record)
+            return [
+                self._entry("rolled_back", each.data, stage=each.stage, actor=each.actor)
+                for each in unjoined(spooled, known)
+            ]
+
+        if self._append(joined):
+            memory.known = asdict(known)
 
     # The hosts and the ledger
 
@@ -244,8 +260,13 @@ class Watch:
     def _ask(self, what: Mapping[str, Any]) -> Answers:
         return self.hosts.ask(dict.fromkeys(self.plan.hosts, self._request(what)))
 
-    def _record(self, kind: str, data: Mapping[str, Any], *, stage: str = "", actor: str = "") -> None:
-        entry = checked_entry(
+    def _record(self, kind: str, data: Mapping[str, Any]) -> None:
+        entry = self._entry(kind, data)
+        if not self._append(lambda _: [entry]):
+            self.said.append(f"NOT RECORDED, {kind}: {_words(data)}")
+
+    def _entry(self, kind: str, data: Mapping[str, Any], *, stage: str = "", actor: str = "") -> Entry:
+        return checked_entry(
             kind=kind,
             stage=stage or self.plan.stage,
             actor=actor or self.actor,
@@ -253,16 +274,19 @@ class Watch:
             data=data,
             now_ms=self._now_ms,
         )
-        text = data.get("text") or data.get("reason") or data.get("verdict", {}).get("verdict", "")
+
+    def _append(self, decide: Callable[[Iterator[dict[str, Any]]], Sequence[Entry]]) -> bool:
+        """Whether the ledger has it; why not is raised at the tick's end."""
         try:
-            record = self.store.append(entry)
+            records = self.store.append_all(decide)
         except (CfnError, OSError) as error:
             own = error if isinstance(error, CfnError) else RefusedError(f"the ledger: {error}")
             self._unrecorded = self._unrecorded or own
-            self.said.append(f"NOT RECORDED, {kind}: {text}")
-            return
-        self._recorded = True
-        self.said.append(f"record {record['sequence']}, {kind}: {text}")
+            return False
+        self._recorded = self._recorded or bool(records)
+        for each in records:
+            self.said.append(f"record {each['sequence']}, {each['kind']}: {_words(each['data'])}")
+        return True
 
     def _fail_unrecorded(self) -> None:
         if self._unrecorded is not None:
@@ -271,13 +295,15 @@ class Watch:
     def _live(self, *, watching: bool = True) -> None:
         """Tell every host that all is well, with the ledger's head if it is another one."""
         what: dict[str, Any] = {"alive": True, "watching": watching}
-        newest = next(self.store.newest(), None) if self._recorded else None
-        if newest is not None:
-            what["anchor"] = {
-                "environment": self.plan.environment,
-                "sequence": newest["sequence"],
-                "hash": newest["hash"],
-            }
+        newest = list(islice(self.store.newest(), ANCHORED)) if self._recorded else []
+        if newest:
+            heads = [{name: each[name] for name in ("sequence", "hash")} for each in newest]
+            what["anchor"] = {"environment": self.plan.environment, **heads[0], "earlier": heads[:0:-1]}
         for host, answer in self._ask(what).items():
             if answer.get("anchor"):
                 self.said.append(f"{host}: {answer['anchor']}")
+
+
+def _words(data: Mapping[str, Any]) -> str:
+    """What a record says, in short."""
+    return str(data.get("text") or data.get("reason") or data.get("verdict", {}).get("verdict", ""))
