@@ -125,9 +125,13 @@ def _ordered(answers: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _evidence(answers: Mapping[str, Any], host: str) -> Any:
-    """What a host's files or a Prometheus said of it; None if nothing did."""
-    own = answers.get("gate_metrics", {}).get("evidence")
-    return own or answers.get("gate_series", {}).get("evidence_by_host", {}).get(host)
+    """What a host's files or a Prometheus said of it, or why they did not; None if nothing was said."""
+    asked = [answers.get(name, {}) for name in ("gate_metrics", "gate_series")]
+    found = asked[0].get("evidence") or asked[1].get("evidence_by_host", {}).get(host)
+    if found:
+        return found
+    said = [each["msg"] for each in asked if each.get("msg") and not each.get("unreachable")]
+    return {"error": str(said[0])} if said else None
 
 
 def _asked(criterion: Mapping[str, Any], attestations: object) -> dict[str, Any]:

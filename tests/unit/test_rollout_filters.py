@@ -131,9 +131,12 @@ def test_evidence_comes_from_the_hosts_or_from_one_prometheus() -> None:
             "gate_series": {"evidence_by_host": {"b": {"error": "down"}}},
         },
         "c": {"gate_series": {"failed": True}},
+        "d": {"gate_metrics": {"failed": True, "msg": "d: events cannot be read"}},
+        "e": {"gate_metrics": {"unreachable": True, "msg": "no route"}},
     }
-    request = gate_request(["a", "b", "c"], hostvars, "stage1", TABLE, ENVIRONMENT)
-    assert request["evidence"] == {"a": {"v": 2}, "b": {"error": "down"}}
+    request = gate_request([*"abcde"], hostvars, "stage1", TABLE, ENVIRONMENT)
+    errors = {"b": {"error": "down"}, "d": {"error": "d: events cannot be read"}}
+    assert request["evidence"] == {"a": {"v": 2}} | errors
     assert request["blind_limit_s"] == 900
 
 

@@ -1,5 +1,6 @@
 """The collector: what answers is sampled, what does not is absent, and no event is lost or doubled."""
 
+import errno
 import json
 import os
 import socket
@@ -18,7 +19,7 @@ import pytest
 
 from cfn.collector import output, probes
 from cfn.collector.daemon import Collector
-from cfn.collector.processes import Daemons, Processes
+from cfn.collector.processes import Daemons, Host, Processes
 from cfn.collector.sample import Readings, nearest_rank, sample
 from cfn.collector.tail import Ended, EventTail
 from cfn.metrics.records import Coordinated, read_event, read_sample
@@ -154,6 +155,27 @@ def test_teams_that_are_none_cost_the_event_nothing_else(log: Path) -> None:
     found = follower.read() or []
     assert [each.event.task_id for each in found] == ["t-1", "t-2"]
     assert [each.team_coordination_time_ms for each in found] == [7.0, None]
+
+
+def test_text_that_is_none_is_a_damaged_line(log: Path) -> None:
+    follower = tail(log)
+    follower.read()
+    add(log, event(1).replace(b'"t-1"', b'"t-\\udc00"'), event(2))
+    assert ids(follower.read()) == ["t-2"]
+
+
+def test_a_rotated_file_is_read_to_its_end_in_as_many_turns_as_it_takes(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(log, event(1))
+    follower = tail(log)
+    follower.read()
+    monkeypatch.setattr("cfn.collector.tail.MAX_BYTES_A_TURN", 3 * len(event(10)))
+    add(log, *(event(number) for number in range(10, 20)))
+    log.rename(log.with_name("events.jsonl.1"))
+    add(log, event(20))
+    found = [name for _ in range(6) for name in ids(follower.read()) or []]
+    assert found == [f"t-{number}" for number in range(10, 21)]
 
 
 def test_half_a_line_waits_and_a_damaged_one_is_passed(log: Path) -> None:
@@ -342,6 +364,29 @@ def test_a_turn_samples_what_runs(tree: Paths, workers: subprocess.Popen[bytes])
     assert json.loads(tree.samples.read_text().splitlines()[-1]) == found
     for server in servers:
         server.close()
+
+
+def test_a_full_tmpfs_is_in_the_sample_that_it_has_no_room_for(
+    tree: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(output, "replace_latest", full)
+    with pytest.raises(OSError, match="No space left"):
+        Collector(tree).turn()
+    assert "tmpfs_pct" in json.loads(tree.samples.read_text())
+
+
+def test_a_clock_that_is_set_is_no_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "boot.json"
+    monkeypatch.setattr(psutil, "boot_time", lambda: 1_000.0)
+    first = Host(kept)
+    assert first.read()["boot_time_s"] == 1_000.0
+    monkeypatch.setattr(psutil, "boot_time", lambda: 1_090.0)
+    assert first.read()["boot_time_s"] == Host(kept).read()["boot_time_s"] == 1_000.0
+    kept.write_text(kept.read_text().replace('"boot": "', '"boot": "another'))
+    assert Host(kept).read()["boot_time_s"] == 1_090.0
 
 
 def test_the_mesh_is_sampled(tree: Paths, workers: subprocess.Popen[bytes]) -> None:

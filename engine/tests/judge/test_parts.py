@@ -174,10 +174,17 @@ def test_a_window_holds_whole_buckets_after_the_settling(since_ms: int, elapsed_
 
 
 @pytest.mark.parametrize("since_ms", [600_000, 600_001, 899_999])
-def test_where_nothing_settles_the_bucket_of_the_change_counts(since_ms: int) -> None:
+def test_a_sum_that_nothing_settles_for_begins_with_the_bucket_of_the_change(since_ms: int) -> None:
     """A crash in the first minutes would else never be seen."""
-    window = window_of(criterion(settle_s=0), since_ms, since_ms + 3_600_000)
+    now_ms = since_ms + 3_600_000
+    window = window_of(
+        criterion(settle_s=0, metric="fallbacks", statistic="sum", unit="count", compare="le"),
+        since_ms,
+        now_ms,
+    )
     assert window.starts[0] == 600_000
+    level = window_of(criterion(settle_s=0), since_ms, now_ms)
+    assert level.starts[0] == -(-since_ms // 300_000) * 300_000  # it may be from before the change
     assert (
         window.full_at_ms - 3_600_000 >= since_ms
     )  # and still a whole window of the new traffic is asked for

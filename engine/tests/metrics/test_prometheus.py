@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+import re
 import shutil
 import socket
 import subprocess
@@ -10,9 +12,10 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 import yaml
@@ -28,7 +31,7 @@ from cfn.metrics.evidence import Evidence
 from cfn.metrics.from_prometheus import Window, evidence_by_host
 from cfn.metrics.packing import pack, unpack
 from cfn.metrics.prometheus import Matrix, PrometheusError, Source
-from cfn.metrics.records import GAUGES, Coordinated, read_event
+from cfn.metrics.records import GAUGES, Coordinated, Ordered, read_event
 from cfn.metrics.reduce import HOST
 from cfn.metrics.series import Totals
 from cfn.metrics.times import format_ms
@@ -178,32 +181,136 @@ def test_what_goes_wrong_is_the_evidence_of_every_host_and_never_a_pass(
         main(["--since", "0", "--until", "300", "--bucket-s", "300", "--prometheus", "http://x"])
 
 
-class _Counted:
-    """In place of a Prometheus: a unit and a host that were up before the window, and again in its first
-    bucket."""
+class _Scraped:
+    """In place of a Prometheus: what was scraped, by series and labels, with its moment in ms."""
 
-    def query_range(self, query: str, *, start_ms: int, end_ms: int, step_ms: int, **_: Any) -> Matrix:
-        moments = range(start_ms, end_ms + 1, step_ms)
-        if series.SAMPLED_AT in query:
-            values = {moment: 5.0 if query.startswith("count") else moment / 1_000 for moment in moments}
-            return {"i": {(): values}}
-        first = {
-            series.UNIT_STARTS: ((("unit", "router"),), (1.0, 2.0)),
-            series.BOOTED_AT: ((), (10.0, 3_600.0)),
-        }
-        for name, (labels, (before, after)) in first.items():
-            if name in query:
-                return {"i": {labels: {m: before if m == start_ms else after for m in moments}}}
-        return {}
+    FUNCTIONS: ClassVar[dict[str, Callable[[list[float]], float]]] = {
+        "count_over_time": len,
+        "max_over_time": max,
+        "min_over_time": min,
+        "avg_over_time": lambda values: sum(values) / len(values),
+        "last_over_time": lambda values: values[-1],
+    }
+
+    def __init__(self) -> None:
+        self.points: dict[str, dict[tuple[tuple[str, str], ...], list[tuple[int, float]]]] = {}
+
+    def add(self, moment_ms: int, name: str, value: float, **labels: str) -> None:
+        of_name = self.points.setdefault(name, {})
+        of_name.setdefault(tuple(sorted(labels.items())), []).append((moment_ms, value))
+
+    def scrape(self, moment_ms: int, totals: Totals) -> None:
+        for family in totals.collect():
+            for each in family.samples:
+                self.add(moment_ms, each.name, each.value, **each.labels)
+        self.add(moment_ms, series.SAMPLED_AT, moment_ms / 1_000)
+
+    def query_range(
+        self, query: str, *, labels: tuple[str, ...], start_ms: int, end_ms: int, step_ms: int
+    ) -> Matrix:
+        asked = re.fullmatch(r"(\w+)\((\w+)\{.*\}\[(\d+)ms\]\)", query)
+        assert asked is not None, query
+        found: Matrix = {}
+        for key, points in self.points.get(asked[2], {}).items():
+            values = {}
+            for moment in range(start_ms, end_ms + 1, step_ms):
+                inside = [value for at, value in points if moment - int(asked[3]) <= at <= moment]
+                if inside:
+                    values[moment] = float(self.FUNCTIONS[asked[1]](inside))
+            found.setdefault("i", {})[tuple((name, dict(key)[name]) for name in labels)] = values
+        return found
+
+    def evidence(self, buckets: int = 1) -> Evidence:
+        window = Window(since_ms=FIRST_MS, until_ms=FIRST_MS + buckets * BUCKET_MS, bucket_ms=BUCKET_MS)
+        found = evidence_by_host(cast(Source, self), {"h": "i"}, window)["h"]
+        assert "error" not in found, found
+        return Evidence.from_json(unpack(found))
+
+
+FIRST_MS = 3_000_000
 
 
 def test_a_restart_in_the_first_bucket_is_counted() -> None:
-    window = Window(since_ms=3_000_000, until_ms=6_000_000, bucket_ms=300_000)
-    found = evidence_by_host(cast(Source, _Counted()), {"h": "i"}, window)["h"]
-    assert "error" not in found, found
-    counted = Evidence.from_json(unpack(found))
-    assert counted.sampled[3_000_000].restarts == {"router": 1, HOST: 1}
-    assert sum(sum(cell.restarts.values()) for cell in counted.sampled.values()) == 2
+    scraped = _Scraped()
+    for moment_ms, starts, booted in ((FIRST_MS - 1_000, 1, 10), (FIRST_MS + 1_000, 2, 3_600)):
+        scraped.add(moment_ms, series.SAMPLED_AT, moment_ms / 1_000)
+        scraped.add(moment_ms, series.UNIT_STARTS, starts, unit="router")
+        scraped.add(moment_ms, series.BOOTED_AT, booted)
+    assert scraped.evidence().sampled[FIRST_MS].restarts == {"router": 1, HOST: 1}
+
+
+@pytest.mark.parametrize(
+    ("starts", "restarts"), [((1, 2, 1), 1), ((1, 1, 1), 0), ((3, 4, 2), 2), ((3, 1, 1), 0), ((1, 2, 3), 2)]
+)
+def test_a_deliberate_restart_hides_no_crash_of_the_same_bucket(
+    starts: tuple[int, int, int], restarts: int
+) -> None:
+    scraped = _Scraped()
+    for moment_ms, count in zip((FIRST_MS - 1_000, FIRST_MS + 1_000, FIRST_MS + 2_000), starts, strict=True):
+        scraped.add(moment_ms, series.SAMPLED_AT, moment_ms / 1_000)
+        scraped.add(moment_ms, series.UNIT_STARTS, count, unit="router")
+    assert scraped.evidence().sampled[FIRST_MS].restarts == {"router": restarts}
+
+
+def counted(totals: Totals, number: int, *, failed: bool = False) -> None:
+    rates = (0.0, 0.0, 100.0) if failed else (100.0, 100.0, 0.0)
+    for _ in range(number):
+        event = Coordinated(
+            time_ms=0, release="1", task_id="t", split_on="t", agents=1, bucket=1, generation=1,
+            config=Ordered(version="v2", traffic_pct=Decimal(100)), ordered="v2", reason="split",
+            fallback=None, outcome="failed" if failed else "done", coordination_time_ms=50.0, rates_pct=rates,
+        )  # fmt: skip
+        totals.add(event, as_ordered=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((100, 0), (120, 0)), ((90, 10), (110, 10)), ((3_000, 3), (96, 4))]
+)
+def test_a_collector_that_begins_anew_has_counted_what_it_saw_since(
+    before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    """Also where its new counts are above the old ones, for some or all series."""
+    scraped, old, new = _Scraped(), Totals(since_s=1), Totals(since_s=FIRST_MS / 1_000 + 15)
+    scraped.scrape(FIRST_MS - 250_000, old)
+    for totals, counts, moment_ms in ((old, before, FIRST_MS - 1_000), (new, after, FIRST_MS + 250_000)):
+        counted(totals, counts[0])
+        counted(totals, counts[1], failed=True)
+        scraped.scrape(moment_ms, totals)
+    (cell,) = scraped.evidence().requests.values()
+    assert (cell.v2.requests, cell.v2.outcomes.get("failed", 0)) == (sum(after), after[1])
+
+
+def test_a_count_that_goes_down_by_itself_is_not_trusted() -> None:
+    scraped = _Scraped()
+    for moment_ms, number in ((FIRST_MS - 1_000, 5), (FIRST_MS + 1_000, 3)):
+        totals = Totals(since_s=1)
+        counted(totals, number)
+        scraped.scrape(moment_ms, totals)
+    with pytest.raises(AssertionError, match="went down"):
+        scraped.evidence()
+
+
+@pytest.mark.parametrize(("v1_ms", "v2_ms"), [(1_200, 1_300), (3_900, 4_100), (3_700, 4_150)])
+def test_times_on_both_sides_of_a_bound_are_not_a_bound_apart(v1_ms: int, v2_ms: int) -> None:
+    """A bucket of the histogram is as wide as the margin of a comparison."""
+    scraped = _Scraped()
+    totals = Totals(since_s=1)
+    scraped.scrape(FIRST_MS - 1_000, totals)
+    randomness = random.Random(5)  # noqa: S311
+    for version, median_ms in (("v1", v1_ms), ("v2", v2_ms)):
+        for _ in range(300):
+            event = Coordinated(
+                time_ms=0, release="1", task_id="t", split_on="t", agents=1, bucket=1, generation=1,
+                config=Ordered(version="v2", traffic_pct=Decimal(50)), ordered=cast(Any, version),
+                reason="split", fallback=None, outcome="done",
+                coordination_time_ms=median_ms * randomness.lognormvariate(0, 0.05),
+                rates_pct=(100.0, 100.0, 0.0),
+            )  # fmt: skip
+            totals.add(event, as_ordered=True)
+    scraped.scrape(FIRST_MS + 1_000, totals)
+    (cell,) = scraped.evidence().requests.values()
+    found = [arm.times_ms.quantile(0.5) or 0.0 for arm in (cell.v1, cell.v2)]
+    assert found[1] / found[0] == pytest.approx(v2_ms / v1_ms, rel=0.1)
 
 
 # Series
@@ -241,7 +348,7 @@ def needs_prometheus() -> tuple[str, str]:
 def exposition(tree: Paths, hours: int, damage: Callable[[str, int], bool]) -> dict[str, list[str]]:
     """What a collector with these files would have exposed each minute, by family, with its time."""
     registry = CollectorRegistry()
-    totals = Totals(registry)
+    totals = Totals(registry, since_s=SINCE_MS / 1_000 - 3_600)
     events = [read_event(line) for line in tree.events.read_bytes().splitlines()]
     samples = [json.loads(line) for line in tree.samples.read_text().splitlines()]
     families: dict[str, list[str]] = {}

@@ -239,6 +239,17 @@ def test_a_host_that_booted_in_the_window_is_a_restart(booted: float | None, res
     assert sum(cell.restarts.get("host", 0) for cell in found.sampled.values()) == restarts
 
 
+def test_a_boot_is_one_restart_though_its_first_samples_lack_something() -> None:
+    up = {"router": 1}
+    before = sample(1, boot_time_s=5_000.0, starts=up)
+    booted = [sample(at_s, boot_time_s=9_000.0, starts={}) for at_s in (17, 18)]
+    last = sample(19, boot_time_s=9_000.0, starts={"router": 3})
+    found = samples(before, *booted, sample(18.5, starts={}), last)
+    restarts = [cell.restarts for cell in found.sampled.values()]
+    assert sum(each.get("host", 0) for each in restarts) == 1
+    assert sum(each.get("router", 0) for each in restarts) == 2
+
+
 @pytest.mark.parametrize(("source", "cells"), [("events", "request_cells"), ("samples", "sample_cells")])
 def test_cells_must_hold_what_was_read(source: str, cells: str) -> None:
     found = events(generation(), event(1), event(2, 5_000)).as_json()

@@ -185,7 +185,7 @@ def test_text_is_escaped_and_markup_is_not() -> None:
     assert tag("a", "x", title=NASTY).count("<") == 2
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 5_000), (0, 0.003), (90, 100), (0, 1e9), (7, 7)])
+@pytest.mark.parametrize(("low", "high"), [(0, 5_000), (0, 0.003), (90, 100), (0, 1e9), (7, 7), (0, 0)])
 def test_ticks_are_few_round_and_reach_both_ends(low: float, high: float) -> None:
     found = ticks(low, high)
     assert found[0] <= low
@@ -198,6 +198,10 @@ def test_ticks_are_few_round_and_reach_both_ends(low: float, high: float) -> Non
 def chart(values: list[float | None], **options: Any) -> str:
     lines = [Line(name="a", style="v2", values=values)]
     return line_chart("label", [float(n) for n in range(len(values))], lines, show=str, **options)
+
+
+def test_figures_that_are_all_zero_have_a_chart() -> None:
+    assert chart([0.0, 0.0, 0.0]).count("<polyline") == 1
 
 
 def test_a_gap_breaks_the_line_and_a_single_value_is_a_dot() -> None:

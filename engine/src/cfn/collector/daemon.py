@@ -40,7 +40,7 @@ class Collector:
         self._tail = EventTail(paths.events, paths.shm / "metrics/collector.json")
         self._file = output.SamplesFile(paths.samples)
         self._processes = Processes()
-        self._host = Host()
+        self._host = Host(state / "boot.json")
         self._starts = probes.UnitStarts()
         self._growth = Growth()
         self._checks = HealthChecks()
@@ -87,8 +87,8 @@ class Collector:
         self.exposition.show(
             record, readings.ended or (), in_force=_in_force(router), as_ordered=self._as_ordered
         )
+        self._file.append(record)  # first: that there is no room in tmpfs is to be seen afterwards
         output.replace_latest(self._paths.latest_metrics, record)
-        self._file.append(record)
         return record
 
     def _as_ordered(self, event: Coordinated) -> bool:

@@ -4,6 +4,7 @@ Names carry base units (seconds, bytes, ratios of 1). A field that the newest sa
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +95,7 @@ class Exposition(PrometheusCollector):
         self.registry = CollectorRegistry()
         self._lock = threading.Lock()
         self._newest: Mapping[str, Any] = {}
-        self._totals = Totals(self.registry)
+        self._totals = Totals(self.registry, since_s=time.time())
         self._place: tuple[str, int] | None = None
         self._server: WSGIServer | None = None
         self.registry.register(self)

@@ -1,12 +1,17 @@
 """Memory, descriptors, CPU and I/O of the engine's processes and of the host, from psutil."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from cfn.config_follower import write_atomically
+from cfn.metrics import checks
 
 # A worker is forked with copies of all that the spawner holds, and closes them as soon as it runs: on a busy
 # host hundreds that were forked at once may wait for that. Younger than this, its count is not its own.
@@ -157,8 +162,10 @@ def _children(pid: int | None) -> Sequence[int]:
 
 @dataclass(slots=True)
 class Host:
-    """CPU and I/O of the whole host, since the reading before."""
+    """CPU and I/O of the whole host, since the reading before. `kept` is where its boot is remembered."""
 
+    kept: Path
+    _booted_s: float | None = None
     _io: tuple[int, int] | None = None
     _cpu: tuple[float, float] | None = None
     _read_at_s: float | None = None
@@ -168,7 +175,7 @@ class Host:
         now_s = time.monotonic()
         elapsed_s = now_s - self._read_at_s if self._read_at_s is not None else None
         self._read_at_s = now_s
-        fields: dict[str, Any] = {"boot_time_s": round(psutil.boot_time(), 3)}
+        fields: dict[str, Any] = {"boot_time_s": self._boot_time_s()}
         try:
             memory = psutil.virtual_memory()
             fields["host_memory_available_kb"] = memory.available // 1_024
@@ -189,3 +196,21 @@ class Host:
                 fields["host_write_bytes_s"] = round(max(0, now[1] - self._io[1]) / elapsed_s, 1)
             self._io = now
         return fields
+
+    def _boot_time_s(self) -> float:
+        """When the host started, as its clock said when that was first asked in this boot: the kernel's
+        answer moves with a clock that is set, and that is no reboot."""
+        if self._booted_s is None:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            try:
+                known = checks.load_object(self.kept.read_text())
+                if known.get("boot") == boot:
+                    self._booted_s = checks.number(known.get("boot_time_s"), "boot_time_s")
+            except (OSError, ValueError):
+                pass
+            if self._booted_s is None:
+                self._booted_s = round(psutil.boot_time(), 3)
+                text = json.dumps({"boot": boot, "boot_time_s": self._booted_s})
+                with suppress(OSError):  # then the next process of this boot asks again
+                    write_atomically(self.kept, text + "\n", mode=0o640)
+        return self._booted_s

@@ -46,7 +46,9 @@ class EventTail:
                 if self._inode is None:
                     self._inode, self._offset = status.st_ino, status.st_size
                 elif status.st_ino != self._inode:
-                    self._finish_rotated(found)
+                    if not self._finish_rotated(found):
+                        self._keep()
+                        return found
                     self._inode, self._offset = status.st_ino, 0
                 elif status.st_size < self._offset:
                     self._offset = 0  # truncated in place
@@ -58,11 +60,15 @@ class EventTail:
         self._keep()
         return found
 
-    def _finish_rotated(self, found: list[Ended]) -> None:
-        """The rest of the file that was current before, if it is path.1 now."""
+    def _finish_rotated(self, found: list[Ended]) -> bool:
+        """More of the file that was current before, if it is path.1 now. False: the next turn goes on."""
         with suppress(OSError), self._path.with_name(f"{self._path.name}.1").open("rb") as file:
-            if os.fstat(file.fileno()).st_ino == self._inode:
-                _read_from(file, self._offset, found)
+            status = os.fstat(file.fileno())
+            if status.st_ino == self._inode:
+                left = status.st_size - self._offset
+                self._offset = _read_from(file, self._offset, found)
+                return left <= MAX_BYTES_A_TURN
+        return True
 
     def _kept(self) -> tuple[int | None, int]:
         try:

@@ -32,14 +32,15 @@ def window_of(criterion: Criterion, since_ms: int, now_ms: int) -> Window:
     """The window of a criterion (on its scale) for traffic that has been as it is since `since_ms`.
 
     It has the criterion's length, back from now; that of one that `grows` begins when the traffic had
-    settled, MAX_BUCKETS ago at most. Where nothing is left to settle it begins with the bucket of the change
-    itself, lest what breaks at once is never seen.
+    settled, MAX_BUCKETS ago at most. A sum that nothing is left to settle for begins with the bucket of the
+    change itself, lest a crash at once is never counted; a gauge of that bucket may be from before it.
     """
     bucket_ms = round(criterion.bucket_s * 1_000)
     length_ms = max(1, round(criterion.window_s * 1_000) // bucket_ms) * bucket_ms
     settled_ms = since_ms + round(criterion.settle_s * 1_000)
     whole_ms = -(-settled_ms // bucket_ms) * bucket_ms
-    first_ms = whole_ms if criterion.settle_s else settled_ms // bucket_ms * bucket_ms
+    counts = criterion.statistic == "sum" and not criterion.settle_s
+    first_ms = settled_ms // bucket_ms * bucket_ms if counts else whole_ms
     end_ms = now_ms // bucket_ms * bucket_ms
     longest_ms = max(length_ms, MAX_BUCKETS * bucket_ms) if criterion.grows else length_ms
     start_ms = max(first_ms, end_ms - longest_ms)

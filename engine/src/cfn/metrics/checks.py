@@ -37,7 +37,10 @@ def load_object(text: str | bytes) -> dict[str, Any]:
 def _slowly(text: str | bytes) -> object:
     """As Python's own decoder sees it: the fast one cannot tell NaN from garbage."""
     try:
-        return _DECODER.decode(text if isinstance(text, str) else text.decode())
+        plain = text if isinstance(text, str) else text.decode()
+        value = _DECODER.decode(plain)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        return value
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

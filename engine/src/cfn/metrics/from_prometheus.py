@@ -3,8 +3,9 @@ histogram's buckets (a quarter; cfn.metrics.series.BOUNDS_S holds every limit of
 
 Every query is a range query with one step for each bucket, evaluated a millisecond before its end and
 reaching back to its begin, so that a scrape belongs to the bucket that a sample of the same moment
-would. Counters become what they rose by from the last scrape of one bucket to the last of the next; a
-restart of the collector between them is allowed for. Prometheus' own `increase` would extrapolate.
+would. Counters become what they rose by from the last scrape of one bucket to the last of the next; where
+the collector began anew in between, by what it counted since: what came after the last scrape before that
+is in no counter. Prometheus' own `increase` would extrapolate.
 """
 
 import json
@@ -23,6 +24,8 @@ from cfn.metrics.packing import pack
 from cfn.metrics.prometheus import Labels, Matrix, PrometheusError, Source, finite
 from cfn.metrics.records import LEVEL_RATES, RATES, Ordered, read_config
 from cfn.metrics.reduce import HOST, REBOOT_TOLERANCE_S, restarts_since
+
+SPREAD = 8  # values that the counts of one bucket of a histogram are spread over
 
 Increments = dict[Labels, dict[int, float]]
 
@@ -73,12 +76,10 @@ class _Answers:
         self._counters: dict[str, Matrix] = {}
         for name, labels in _counters():
             self._counters[name] = self._ask("last_over_time", name, labels)
-        self._highest: dict[str, Matrix] = {}
-        for name, labels in _counters():
-            if _fell(self._counters[name]):
-                self._highest[name] = self._ask("max_over_time", name, labels)
+        self._counted_since = self._ask("last_over_time", series.COUNTED_SINCE)
         self._configurations = self._ask("last_over_time", series.CONFIGURATION, ("version", "traffic_pct"))
         self._starts = self._ask("last_over_time", series.UNIT_STARTS, ("unit",))
+        self._most_starts = self._ask("max_over_time", series.UNIT_STARTS, ("unit",))
         self._booted = self._ask("last_over_time", series.BOOTED_AT)
         self._gauges = {
             (gauge, how): self._ask(f"{how}_over_time", _shown(gauge))
@@ -139,11 +140,11 @@ class _Answers:
         """What a counter rose by in each bucket. Raises ValueError for what no counter can be."""
         window = self._window
         scraped = self._scrapes.get(instance, {}).get((), {})
+        anew = self._began_anew(instance)
         found: Increments = {}
         for key, values in self._counters[name].get(instance, {}).items():
             if len(finite(values)) != len(values) or min(values.values()) < 0:
                 raise ValueError(f"{name} is not a count")
-            highest = self._highest.get(name, {}).get(instance, {}).get(key, {})
             before = values.get(window.since_ms - window.bucket_ms)
             if before is None and window.since_ms - window.bucket_ms in scraped:
                 before = 0.0  # the collector was there, and had nothing to count yet
@@ -151,11 +152,20 @@ class _Answers:
                 if start not in values:
                     continue
                 now = values[start]
-                if before is not None:
-                    rise = now - before if now >= before else now + max(0.0, highest[start] - before)
-                    found.setdefault(key, {})[start] = rise
+                if start in anew:
+                    found.setdefault(key, {})[start] = now
+                elif before is not None:
+                    if now < before:
+                        raise ValueError(f"{name} went down, and its collector did not begin anew")
+                    found.setdefault(key, {})[start] = now - before
                 before = now
         return found
+
+    def _began_anew(self, instance: str) -> set[int]:
+        """The buckets in which the collector began to count again."""
+        since = self._counted_since.get(instance, {}).get((), {})
+        known = sorted(since)
+        return {later for earlier, later in pairwise(known) if since[later] != since[earlier]}
 
     def _add_samples(self, evidence: Evidence, instance: str) -> None:
         scrapes = self._scrapes.get(instance, {}).get((), {})
@@ -175,8 +185,11 @@ class _Answers:
                 self._add_gauge(evidence, cell, gauge, instance, start)
             for ((_, unit),), values in self._unit_starts(instance, start):
                 cell.starts_samples = cell.samples
-                now = values[start]
-                cell.restarts[unit] = restarts_since(round(before.get(unit, now)), round(now))
+                now = round(values[start])
+                most = round(self._most_starts[instance][("unit", unit),][start])
+                known = round(before.get(unit, values[start]))
+                # A deliberate restart later in the bucket puts back what an automatic one had raised.
+                cell.restarts[unit] = max(0, most - known) + (restarts_since(most, now) if now < most else 0)
                 before[unit] = now
             at = self._booted.get(instance, {}).get((), {}).get(start)
             if at is not None and math.isfinite(at):
@@ -257,16 +270,6 @@ def _shown(gauge: str) -> str:
     return shown.series if shown.label is None else f'{shown.series}{{{shown.label[0]}="{shown.label[1]}"}}'
 
 
-def _fell(matrix: Matrix) -> bool:
-    """Whether some counter went down from one bucket to a later one."""
-    for each in matrix.values():
-        for values in each.values():
-            ordered = [values[moment] for moment in sorted(values)]
-            if any(later < earlier for earlier, later in pairwise(ordered)):
-                return True
-    return False
-
-
 def _at(increments: Increments, start: int) -> dict[tuple[str, ...], float]:
     return {
         tuple(value for _, value in key): each[start] for key, each in increments.items() if start in each
@@ -310,8 +313,8 @@ def _arm(rises: Mapping[str, Mapping[tuple[str, ...], float]], version: str) -> 
 
 
 def _add_durations(arm: Arm, rises: Mapping[tuple[str, ...], float], version: str, *, large: bool) -> None:
-    """Each count as so many times in the middle (geometric) of its bucket. Raises ValueError if the
-    bounds are not those that the collector exposes."""
+    """Each count as so many times spread over its bucket, evenly on a logarithmic scale. Raises ValueError
+    if the bounds are not those that the collector exposes."""
     cumulative = {float(le): round(rise) for (ordered, le), rise in rises.items() if ordered == version}
     histogram = arm.large_times_ms if large else arm.times_ms
     below, lower = 0, 0.0
@@ -321,5 +324,9 @@ def _add_durations(arm: Arm, rises: Mapping[tuple[str, ...], float], version: st
             raise ValueError(f"the histogram of durations contradicts itself at {bound:g} s")
         if count:
             upper = bound if math.isfinite(bound) else lower * 1.25
-            histogram.add(1_000 * (math.sqrt(lower * upper) if lower else upper / 2), count)
+            parts = min(count, SPREAD)
+            for part in range(parts):
+                share = (part + 1) * count // parts - part * count // parts
+                at = (part + 0.5) / parts
+                histogram.add(1_000 * (lower * (upper / lower) ** at if lower else upper * at), share)
         below, lower = cumulative[bound], bound

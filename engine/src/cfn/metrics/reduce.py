@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from decimal import Decimal
 from functools import cached_property
 
@@ -19,7 +20,7 @@ from cfn.metrics.tally import DISORDER_TOLERANCE_MS, MAX_EXAMPLES, Cell, Damage,
 FUTURE_TOLERANCE_MS = 2_000  # a clock that is being slewed; more is a wrong clock
 LINES_REMEMBERED = 65_536  # a duplicate is recognised among at least so many events before it
 HOST = "host"  # among the units whose restarts are counted: a reboot hides no crash, it is one
-REBOOT_TOLERANCE_S = 60.0  # the boot time is now minus the uptime, and the clock may be set meanwhile
+REBOOT_TOLERANCE_S = 60.0  # of a collector that could not keep what it said first
 
 
 def reduce_events(
@@ -227,9 +228,9 @@ class _Samples:
         if self._evidence.since_ms <= sample.time_ms < self._evidence.until_ms:
             self._evidence.samples.records += 1
             _add_sample(sample, self._before, self._evidence)
-        # Starts compare with the newest sample so far: an old one that comes late is no restart.
-        if sample.starts and (self._before is None or sample.time_ms > self._before.time_ms):
-            self._before = sample
+        # Starts and boots compare with the newest so far: an old sample that comes late is no restart.
+        if self._before is None or sample.time_ms > self._before.time_ms:
+            self._before = sample if self._before is None else _newest(self._before, sample)
 
     def damaged(self, kind: str) -> None:
         """Count one line that is no sample."""
@@ -238,6 +239,15 @@ class _Samples:
     def finish(self) -> None:
         """Nothing follows."""
         self._damage.finish()
+
+
+def _newest(before: Sampled, sample: Sampled) -> Sampled:
+    """A sample, with what it could not say from the one before."""
+    return replace(
+        sample,
+        starts=sample.starts or before.starts,
+        boot_time_s=before.boot_time_s if sample.boot_time_s is None else sample.boot_time_s,
+    )
 
 
 def restarts_since(before: int, now: int) -> int:

@@ -41,6 +41,7 @@ LARGE_DURATION = "cfn_coordination_large_duration_seconds"
 OUTSIDE = "cfn_coordinations_outside_split"
 CHECKED = "cfn_split_checked"
 MISMATCHES = "cfn_split_mismatches"
+COUNTED_SINCE = "cfn_counted_since_timestamp_seconds"
 CONFIGURATION = "cfn_configuration_info"
 SAMPLED_AT = "cfn_sample_timestamp_seconds"
 BOOTED_AT = "cfn_host_boot_timestamp_seconds"
@@ -116,9 +117,10 @@ class _Version:
 
 
 class Totals(Collector):
-    """The counters over coordinations. Fed by one thread, and read by any."""
+    """The counters over coordinations, and since when they count. Fed by one thread, and read by any."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None, *, since_s: float) -> None:
+        self._since_s = since_s
         self._lock = threading.Lock()
         self._versions = {version: _Version() for version in VERSIONS}
         self._fallbacks = dict.fromkeys(FALLBACKS, 0)
@@ -185,6 +187,7 @@ class Totals(Collector):
         yield CounterMetricFamily(OUTSIDE, "Coordinations outside the split.", value=self._outside)
         yield CounterMetricFamily(CHECKED, "Events whose version was recomputed.", value=self._checked)
         yield CounterMetricFamily(MISMATCHES, "Of these, not as ordered.", value=self._mismatches)
+        yield GaugeMetricFamily(COUNTED_SINCE, "When these counters began at 0.", value=self._since_s)
         if self._config is not None:
             info = GaugeMetricFamily(
                 CONFIGURATION,

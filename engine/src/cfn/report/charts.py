@@ -50,8 +50,10 @@ class Scale:
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round values from at most `low` to at least `high`."""
-    span = max(high - low, 1e-9)
+    """Round values from at most `low` to at least `high`; one unit of them where all are alike."""
+    if high <= low:
+        high = low + 1.0
+    span = high - low
     raw = span / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(each * power for each in (1, 2, 2.5, 5, 10) if each * power >= raw)
