@@ -19,7 +19,7 @@ from cfn.judge.request import read_request
 from cfn.ledger.chain import Entry
 from cfn.ledger.store import LedgerStore
 from cfn.metrics.times import format_ms
-from cfn.report.charts import Limit, Line, line_chart, share_chart, strip, ticks
+from cfn.report.charts import HEIGHT, Limit, Line, line_chart, share_chart, strip, ticks
 from cfn.report.data import MAX_POINTS, report, series
 from cfn.report.markup import Markup, render, tag
 from cfn.report.page import page
@@ -202,6 +202,11 @@ def chart(values: list[float | None], **options: Any) -> str:
 
 def test_figures_that_are_all_zero_have_a_chart() -> None:
     assert chart([0.0, 0.0, 0.0]).count("<polyline") == 1
+
+
+@pytest.mark.parametrize(("buckets", "times"), [(1, 1), (5, 3)])
+def test_a_moment_is_written_once_below_its_chart(buckets: int, times: int) -> None:
+    assert chart([1.0] * buckets).count(f'y="{HEIGHT - 6}"') == times
 
 
 def test_a_gap_breaks_the_line_and_a_single_value_is_a_dot() -> None:

@@ -156,14 +156,14 @@ def _grid(marks: Sequence[float], y: Scale, show: Callable[[float], str]) -> lis
 
 
 def _time_axis(times_s: Sequence[float], x: Scale) -> list[Content]:
-    """Begin, middle and end; days where the window is longer than two, seconds below ten minutes."""
+    """Begin, middle and end, if they differ; days above two of them, seconds below ten minutes."""
     span = times_s[-1] - times_s[0]
     part = slice(5, 10) if span > 2 * 86_400 else slice(11, 16) if span > 600 else slice(11, 19)
     places = [(times_s[0], "start"), ((times_s[0] + times_s[-1]) / 2, "middle"), (times_s[-1], "end")]
     return [
         tag("text", format_ms(round(time_s * 1_000))[part], class_="tick", x=x(time_s), y=HEIGHT - 6,
             text_anchor=anchor)
-        for time_s, anchor in places
+        for time_s, anchor in (places if span else places[:1])
     ]  # fmt: skip
 
 
