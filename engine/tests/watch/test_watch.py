@@ -1,5 +1,6 @@
 """The watch over a fleet of files: what it records, when it takes traffic back, what hosts do alone."""
 
+import errno
 import json
 import threading
 import time
@@ -341,6 +342,20 @@ def test_a_fail_acts_though_the_ledger_is_full_and_no_host_hears_that_the_watch_
         watched.tick(reach.now_ms)
     assert in_force(reach) == ["v1 10"] * 3
     assert any("NOT RECORDED, rolled_back" in line for line in watched.said)
+    assert [heard_s(fleet.tree(name)) for name in HOSTS] == [None] * 3
+
+
+def test_a_watch_that_cannot_remember_says_so_and_lives_for_nobody(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reach = prepared(fleet, 64)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("cfn.watch.memory.write_atomically", full)
+    with pytest.raises(RefusedError, match=r"memory.json: cannot be written.*No space left"):
+        watch(reach).tick(reach.now_ms)
     assert [heard_s(fleet.tree(name)) for name in HOSTS] == [None] * 3
 
 

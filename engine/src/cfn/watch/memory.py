@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cfn.config_follower import write_atomically
+from cfn.errors import RefusedError
 from cfn.ledger.joining import Known
 from cfn.ledger.store import LedgerStore
 from cfn.metrics import checks
@@ -89,8 +90,11 @@ class Memory:
             self.back = {}
 
     def keep(self, path: Path) -> None:
-        """Write it. Raises OSError."""
-        write_atomically(path, json.dumps({"v": VERSION, **asdict(self)}) + "\n", mode=MODE)
+        """Write it. Raises RefusedError when the disk refuses."""
+        try:
+            write_atomically(path, json.dumps({"v": VERSION, **asdict(self)}) + "\n", mode=MODE)
+        except OSError as error:
+            raise RefusedError(f"{path}: cannot be written: {error}; make room on this disk") from error
 
 
 def recall(path: Path, stage: str) -> Memory:
