@@ -48,6 +48,15 @@ if int(os.environ["CFN_AGENT_ID"].split("-")[1]) <= 4:
 """
 
 
+def start_with(engine: Engine, agent: str) -> None:
+    """Two coordinators, and agents that run this program."""
+    program = engine.paths.root / "agent.py"
+    program.write_text(agent.format(source=str(SOURCE)))
+    command = f"{sys.executable} -S {program}"
+    engine.configure(CFN_MAX_AGENTS=100, CFN_TOPOLOGY="hybrid", CFN_COORDINATORS=2, CFN_AGENT_COMMAND=command)
+    engine.start_hybrid(2)
+
+
 def pipelined(engine: Engine, *requests: dict[str, Any]) -> socket.socket:
     """Ask several things at once, over one connection."""
     connection = socket.socket(socket.AF_UNIX)
@@ -101,11 +110,7 @@ def test_a_request_in_the_same_breath_as_its_swarm_is_served(running: Engine) ->
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_agents_that_talk_do_not_notice_that_the_conductor_died(engine: Engine, kept: bool) -> None:
-    program = engine.paths.root / "chat.py"
-    program.write_text(CHAT.format(source=str(SOURCE)))
-    command = f"{sys.executable} -S {program}"
-    engine.configure(CFN_MAX_AGENTS=100, CFN_TOPOLOGY="hybrid", CFN_COORDINATORS=2, CFN_AGENT_COMMAND=command)
-    engine.start_hybrid(2)
+    start_with(engine, CHAT)
     request: dict[str, Any] = {"task_id": "t", "agents": 10}
     if kept:
         engine.ask(verb="init", agents=10, swarm_id="s")
@@ -121,11 +126,7 @@ def test_agents_that_talk_do_not_notice_that_the_conductor_died(engine: Engine, 
 @pytest.mark.parametrize("killed", ["", "coordinator-2", "conductor"])
 def test_who_writes_to_a_team_that_has_ended_does_not_wait(engine: Engine, killed: str) -> None:
     """Nobody will read it; on one hub it would have been taken too."""
-    program = engine.paths.root / "late.py"
-    program.write_text(LATE.format(source=str(SOURCE)))
-    command = f"{sys.executable} -S {program}"
-    engine.configure(CFN_MAX_AGENTS=100, CFN_TOPOLOGY="hybrid", CFN_COORDINATORS=2, CFN_AGENT_COMMAND=command)
-    engine.start_hybrid(2)
+    start_with(engine, LATE)
     with engine.begin(task_id="t", agents=10):
         time.sleep(0.7)
         if killed:

@@ -185,9 +185,8 @@ def test_a_sum_that_nothing_settles_for_begins_with_the_bucket_of_the_change(sin
     assert window.starts[0] == 600_000
     level = window_of(criterion(settle_s=0), since_ms, now_ms)
     assert level.starts[0] == -(-since_ms // 300_000) * 300_000  # it may be from before the change
-    assert (
-        window.full_at_ms - 3_600_000 >= since_ms
-    )  # and still a whole window of the new traffic is asked for
+    # A whole window of the new traffic is still asked for.
+    assert window.full_at_ms - 3_600_000 >= since_ms
 
 
 # Figures

@@ -252,6 +252,20 @@ def test_a_deliberate_restart_hides_no_crash_of_the_same_bucket(
     assert scraped.evidence().sampled[FIRST_MS].restarts == {"router": restarts}
 
 
+def test_answers_that_do_not_agree_are_an_error_of_that_host() -> None:
+    scraped = _Scraped()
+    scraped.add(FIRST_MS + 1_000, series.SAMPLED_AT, FIRST_MS / 1_000 + 1)
+    scraped.add(FIRST_MS + 1_000, series.UNIT_STARTS, 1, unit="router")
+    really = scraped.query_range
+
+    def partly(query: str, **asked: Any) -> Matrix:
+        return {} if query.startswith(f"max_over_time({series.UNIT_STARTS}") else really(query, **asked)
+
+    scraped.query_range = partly  # type: ignore[method-assign]
+    with pytest.raises(AssertionError, match="cannot be trusted"):
+        scraped.evidence()
+
+
 def counted(totals: Totals, number: int, *, failed: bool = False) -> None:
     rates = (0.0, 0.0, 100.0) if failed else (100.0, 100.0, 0.0)
     for _ in range(number):

@@ -148,6 +148,16 @@ def watch(reach: Reach, *, stage: str = "stage1", flipped: bool = True, **option
     )
 
 
+def burns(watched: Watch, now_ms: int) -> None:
+    """A critical incident of V2 is recorded."""
+    incident = {"incident": "i-1", "severity": "P0", "attributed_to": "v2", "state": "open", "by": "t",
+                "started": format_ms(SINCE_MS), "text": "t"}  # fmt: skip
+    watched.store.append(
+        Entry(time=format_ms(now_ms), environment="lab", kind="incident", stage="stage1", actor="t",
+              data=incident)
+    )  # fmt: skip
+
+
 def kinds(watched: Watch) -> list[str]:
     return [record["kind"] for record in watched.store.oldest()]
 
@@ -185,12 +195,7 @@ def test_a_due_look_is_judged_recorded_and_anchored(fleet: Fleet) -> None:
 def test_a_critical_incident_takes_the_traffic_back(fleet: Fleet) -> None:
     reach = prepared(fleet, 64)
     watched = watch(reach)
-    incident = {"incident": "i-1", "severity": "P0", "attributed_to": "v2", "state": "open", "by": "t",
-                "started": format_ms(SINCE_MS), "text": "t"}  # fmt: skip
-    watched.store.append(
-        Entry(time=format_ms(reach.now_ms), environment="lab", kind="incident", stage="stage1", actor="t",
-              data=incident)
-    )  # fmt: skip
+    burns(watched, reach.now_ms)
     watched.tick(reach.now_ms)
     assert in_force(reach) == ["v1 10"] * 3
 
@@ -423,12 +428,7 @@ def test_another_ledger_is_read_from_its_begin(fleet: Fleet) -> None:
     first.tick(reach.now_ms)
     (fleet.root / "ledger").rename(fleet.root / "ledger.saved")
     second = watch(reach)
-    incident = {"incident": "i-1", "severity": "P0", "attributed_to": "v2", "state": "open", "by": "t",
-                "started": format_ms(SINCE_MS), "text": "t"}  # fmt: skip
-    second.store.append(
-        Entry(time=format_ms(reach.now_ms), environment="lab", kind="incident", stage="stage1", actor="t",
-              data=incident)
-    )  # fmt: skip
+    burns(second, reach.now_ms)
     second.tick(reach.now_ms)
     assert in_force(reach) == ["v1 10"] * 3
     assert [each["kind"] for each in recall(second.memory_path, "stage1").people] == ["incident"]

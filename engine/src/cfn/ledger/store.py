@@ -50,7 +50,7 @@ class LedgerStore:
     def append_all(self, decide: Callable[[Iterator[Record]], Sequence[Entry]]) -> list[Record]:
         """As `append`, of all that `decide` returns, one after the other: those before one that fails stay.
         It is given the records, newest first, and no other writer comes between its reading and the append;
-        what it raises leaves the ledger as it was."""
+        what `decide` raises leaves the ledger as it was."""
         appended = []
         with self._lock():
             descriptor = self._open()

@@ -59,7 +59,7 @@ def evidence_by_host(
             evidence = answers.evidence(host, instance)
             Evidence.from_json(evidence.as_json())  # so that what contradicts itself is told here
             found[host] = pack(evidence.head(), evidence.cells())
-        except (PrometheusError, ValueError) as error:
+        except (PrometheusError, ValueError, LookupError) as error:  # LookupError: answers that do not agree
             found[host] = {"error": f"its series cannot be trusted: {error}"}
     return found
 
